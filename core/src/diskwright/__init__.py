@@ -1,0 +1,73 @@
+"""Virtual disk images of many formats as Python objects: open, create, convert, compare, check and map them.
+
+    import diskwright
+
+    with diskwright.open("disk.qcow2") as image:
+        print(image.driver, image.size, image.read_at(0, 512))
+    diskwright.convert("disk.qcow2", "disk.vdi", format="vdi")
+
+Importing this package is cheap: what a name needs is loaded when the name is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .api import check as check
+    from .api import compare as compare
+    from .api import convert as convert
+    from .api import create as create
+    from .api import describe as describe
+    from .api import extent_tables as extent_tables
+    from .api import extents as extents
+    from .api import open as open  # noqa: A004  it is what the library is about
+    from .api import snapshots as snapshots
+    from .context import Context as Context
+    from .errors import ImageError as ImageError
+    from .errors import InvalidImage as InvalidImage
+    from .errors import UnknownFormat as UnknownFormat
+    from .errors import UnsupportedFeature as UnsupportedFeature
+    from .errors import UnsupportedOperation as UnsupportedOperation
+    from .extent import Extent as Extent
+    from .extent import ExtentTable as ExtentTable
+    from .extent import Kind as Kind
+    from .gate import Policy as Policy
+    from .node import Image as Image
+
+_HOMES = {
+    "check": "api",
+    "compare": "api",
+    "convert": "api",
+    "create": "api",
+    "describe": "api",
+    "extent_tables": "api",
+    "extents": "api",
+    "open": "api",
+    "snapshots": "api",
+    "Context": "context",
+    "ImageError": "errors",
+    "InvalidImage": "errors",
+    "UnknownFormat": "errors",
+    "UnsupportedFeature": "errors",
+    "UnsupportedOperation": "errors",
+    "Extent": "extent",
+    "ExtentTable": "extent",
+    "Kind": "extent",
+    "Policy": "gate",
+    "Image": "node",
+}
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605  the names are those of the table
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value

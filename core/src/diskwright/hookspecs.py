@@ -1,0 +1,290 @@
+"""The control plane contract: what a driver may implement, as pluggy hook specifications.
+
+A driver is an object: an entry point names its class, and the methods of its instance marked :data:`hookimpl` are the
+hook implementations. ``probe`` and ``open`` are required of a format, ``open`` of a protocol; every other hook is an
+ability that exists where it is implemented. Implementations name every argument they use exactly as here, without
+defaults.
+
+Nothing here runs per byte: hot calls are methods of the nodes that ``open`` returns (see :mod:`diskwright.node`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import pluggy
+
+from .extent import Extent, ExtentTable
+from .node import Image, Node
+from .options import Option
+
+FORMAT_GROUP = "diskwright.formats"
+PROTOCOL_GROUP = "diskwright.protocols"
+
+PROJECT = "diskwright"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+PROBE_LENGTH = 2048
+"""Bytes from the start of a file that ``probe`` is shown."""
+
+
+class ProbeHit(NamedTuple):
+    """An answer to ``probe``.
+
+    :ivar format: the driver's registered name.
+    :ivar score: 1 for "any bytes are possible" (raw) up to 100 for "the signature is there".
+    """
+
+    format: str
+    score: int
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What ``open`` of a format is told besides the node.
+
+    :ivar filename: the name the user gave, for messages.
+    :ivar writable: whether the image will be written.
+    :ivar describe_only: only ``describe`` and ``snapshot_list`` will be asked: open no child, need no secret.
+    :ivar values: runtime options of the driver, by name, as text.
+    :ivar open_child: ``open_child(name, role)`` opens another file that the image refers to (role e.g. ``data-file``),
+        through the caller's policy, with the image's own access mode. The name is a plain file name, never a URL.
+    """
+
+    filename: str
+    writable: bool
+    describe_only: bool
+    values: Mapping[str, str]
+    open_child: Callable[[str, str], Node]
+
+
+@dataclass(frozen=True)
+class CreateOptions:
+    """What ``create`` of a format is told.
+
+    :ivar filename: the name of the image, for messages.
+    :ivar size: virtual size, bytes, a multiple of 512.
+    :ivar values: the creation options by name, each of its declared type; options not given are absent.
+    :ivar create_child: ``create_child(name, size, preallocation)`` creates or overwrites another file that belongs to
+        the image (a data file, an extent) and opens it for writing.
+    """
+
+    filename: str
+    size: int
+    values: Mapping[str, Any]
+    create_child: Callable[[str, int, str], Node]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of an option, or the default."""
+        return self.values.get(name, default)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One internal snapshot.
+
+    :ivar date_sec: seconds since 1970, UTC; ``date_nsec`` the nanoseconds after it.
+    :ivar vm_clock_nsec: nanoseconds that the guest had run.
+    :ivar icount: instructions executed, ``None`` if not recorded.
+    :ivar vm_state_size: bytes.
+    """
+
+    id: str
+    name: str
+    date_sec: int
+    date_nsec: int
+    vm_clock_nsec: int
+    vm_state_size: int
+    icount: int | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``info`` shows of a format.
+
+    :ivar specific: the format's own facts, named as QEMU names them; values are str, int, bool, lists or mappings.
+    :ivar dirty: whether the image was not closed cleanly; ``None`` if the format does not know.
+    :ivar compressed: whether the image as a whole counts as compressed.
+    """
+
+    specific: Mapping[str, Any] | None = None
+    dirty: bool | None = False
+    compressed: bool = False
+    cluster_size: int | None = None
+
+
+@dataclass
+class CheckResult:
+    """What ``check`` found.
+
+    :ivar findings: a line for each problem, in the order found.
+    :ivar corruptions: number of inconsistencies that endanger data.
+    :ivar leaks: number of clusters allocated but not used.
+    :ivar check_errors: number of times the check itself failed.
+    :ivar image_end: offset behind the last cluster in use, bytes, 0 if unknown.
+    :ivar total_clusters: clusters of the virtual disk; with ``allocated``, ``compressed`` and ``fragmented`` of them.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    image_end: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    compressed_clusters: int = 0
+    fragmented_clusters: int = 0
+
+    MAX_FINDINGS = 10_000
+
+    def error(self, line: str) -> None:
+        """Count a corruption and note what it is."""
+        self.corruptions += 1
+        self.note(line)
+
+    def leak(self, line: str) -> None:
+        """Count a leaked cluster and note which."""
+        self.leaks += 1
+        self.note(line)
+
+    def note(self, line: str) -> None:
+        """Keep a finding, as long as there are not absurdly many (an image is not to fill the memory with them)."""
+        if len(self.findings) < self.MAX_FINDINGS:
+            self.findings.append(line)
+
+
+class FormatSpecs(Protocol):
+    """Hooks of a format driver (entry point group ``diskwright.formats``)."""
+
+    @hookspec
+    def probe(self, head: bytes, filename: str) -> ProbeHit | None:
+        """Tell whether this driver knows the format. Imports nothing but the standard library and diskwright.
+
+        :param head: the first bytes of the file, at most :data:`PROBE_LENGTH`.
+        :param filename: its name, for formats that go by it.
+        :returns: a hit, or ``None``. The best score wins; two best are an error.
+        Source: qemu ``bdrv_probe_all``.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def open(self, source: Node, options: OpenOptions) -> Image:
+        """Open the image that stands in ``source``, which stays open when this fails.
+
+        The image is not written here, whatever the mode: the first write may mark it as in use.
+
+        :raises InvalidImage: the bytes break the format.
+        :raises UnsupportedFeature: the image needs something that this driver lacks.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def creation_options(self) -> Sequence[Option]:
+        """The options that ``create`` takes, ``size`` included, in the order in which they are to be shown."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def create(self, target: Node, options: CreateOptions) -> bool:
+        """Make ``target``, an empty writable node, an image of ``options.size`` bytes that reads as zeros.
+
+        :returns: True.
+        :raises InvalidOption: options contradict each other or are out of the format's range.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def block_status(self, image: Image, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
+        """Map a guest range of this layer, backing layers excluded. Without this hook all of it is encoded.
+
+        :param offset: bytes from the start of the guest disk, >= 0.
+        :param length: bytes, > 0; offset + length <= image.size.
+        :returns: extents in order, without gaps, covering exactly the range, produced lazily, in bounded memory;
+            neighbours that continue each other should be one. Many at once travel as an ``ExtentTable``.
+        :raises InvalidImage: a table entry points where it cannot.
+        Source: qemu ``bdrv_co_block_status``.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def describe(self, image: Image) -> Description:
+        """The facts that ``info`` shows; reads metadata of the image itself only."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def snapshot_list(self, image: Image) -> Sequence[Snapshot]:
+        """The internal snapshots in the order in which the image lists them."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def check(self, image: Image) -> CheckResult:
+        """Compare all metadata with itself and with the file; nothing is changed.
+
+        :raises OSError: the metadata cannot be read at all.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """What ``open`` and ``create`` of a protocol are told besides the name.
+
+    :ivar writable: whether the node will be written.
+    :ivar values: runtime or creation options by name.
+    :ivar explicit: whether the user named this node, rather than an image.
+    :ivar cache: cache mode: ``writeback``, ``writethrough``, ``none``, ``directsync`` or ``unsafe``.
+    """
+
+    writable: bool = False
+    values: Mapping[str, Any] = field(default_factory=dict)
+    explicit: bool = True
+    cache: str = "writeback"
+
+
+class ProtocolSpecs(Protocol):
+    """Hooks of a protocol driver (entry point group ``diskwright.protocols``); entry points are named like prefixes."""
+
+    @hookspec(firstresult=True)
+    def open(self, filename: str, options: ProtocolOptions) -> Node:
+        """Open an existing file, device or export. Never blocks on something that is none of these.
+
+        :param filename: the name without the protocol's prefix if it is a path, whole if it is a URL.
+        :raises NodeIOError: the system refuses.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def creation_options(self) -> Sequence[Option]:
+        """The options that ``create`` takes, in the order in which they are to be shown."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def create(self, filename: str, options: ProtocolOptions) -> CreatedNode:
+        """Create an empty file, or prepare to replace an existing one, and open it for writing.
+
+        Nothing that exists is harmed before :meth:`CreatedNode.commit`.
+
+        :raises LockConflict: another process uses the existing file.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def block_status(self, image: Node, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
+        """As for formats; without this hook all of a node is data at its own offset."""
+        raise NotImplementedError
+
+
+class CreatedNode(Node):
+    """A node that is being created: it comes to be, or becomes what it is to replace, on ``commit`` only."""
+
+    def commit(self) -> None:
+        """The image in the node is complete: give it its name. The node stays open."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Creation failed: close the node and leave everything as it was before."""
+        raise NotImplementedError

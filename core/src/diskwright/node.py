@@ -1,0 +1,371 @@
+"""The data plane contract: everything that holds bytes is a :class:`Node`.
+
+A protocol driver's ``open`` returns a :class:`Node` (a file, an export), a format driver's an :class:`Image`. What a
+node can do is what its class implements: there are no ``supports_x`` flags, the core asks with ``isinstance`` against
+the small protocols below. These methods never cross pluggy; they are called from several threads at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Protocol, Self, TypeAlias, runtime_checkable
+
+from .errors import InvalidImage
+from .extent import Extent, ExtentTable, Kind
+
+Buffer: TypeAlias = bytearray | memoryview
+"""Something writable that :meth:`Node.read_into` fills."""
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+BlockStatus: TypeAlias = Callable[["Node", int, int], Iterable[Extent | ExtentTable]]
+"""A driver's ``block_status`` hook, ready to be called with a node, an offset and a length."""
+
+SECTOR = 512
+"""Virtual sizes are whole sectors of this many bytes."""
+
+
+class Permission(IntFlag):
+    """What an opener does to a node, or lets others do meanwhile; the bit positions are QEMU's lock bytes."""
+
+    CONSISTENT_READ = 1
+    WRITE = 2
+    WRITE_UNCHANGED = 4
+    RESIZE = 8
+
+    ALL = 15
+
+
+class Node(ABC):
+    """Bytes with a size, addressed by offset.
+
+    :ivar filename: the name a user knows it by.
+    :ivar driver: the registered name of the driver that opened it; the core sets it.
+    :ivar read_only: whether it was opened for reading only.
+    """
+
+    filename: str = ""
+    driver: str = ""
+    read_only: bool = True
+    _closed: bool = False
+    _block_status: BlockStatus | None = None
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes."""
+
+    @abstractmethod
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Fill the whole buffer from ``offset`` on; bytes behind the end of the node read as zeros.
+
+        :raises OSError: the system cannot read.
+        :raises InvalidImage: the format's structures do not lead to the bytes.
+        """
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` on, as :meth:`read_into` gives them."""
+        buffer = bytearray(length)
+        self.read_into(offset, buffer)
+        return bytes(buffer)
+
+    def bind(
+        self, driver: str, block_status: Callable[[Node, int, int], Iterable[Extent | ExtentTable]] | None
+    ) -> None:
+        """Core only: note which driver opened this node and how to ask that driver for its map."""
+        self.driver = driver
+        self._block_status = block_status
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent | ExtentTable]:
+        """The map of a guest range, this layer only, as the driver's ``block_status`` hook yields it.
+
+        Without that hook the whole range is data that only the node itself can read.
+
+        :param length: bytes; up to the end of the node if None.
+        """
+        if length is None:
+            length = self.size - offset
+        if length <= 0:
+            return iter(())
+        if self._block_status is None:
+            return iter((self._unmapped(offset, length),))
+        return iter(self._block_status(self, offset, length))
+
+    def _unmapped(self, offset: int, length: int) -> Extent:
+        return Extent(offset, length, Kind.DATA, self, offset)
+
+    def children(self) -> dict[str, Node]:
+        """The nodes this one stands on, by role (``file``, ``data-file``), backing layers excluded."""
+        return {}
+
+    def identity(self) -> Hashable | None:
+        """Equal for two nodes exactly if they are the same file or device; ``None`` if that cannot be known."""
+        return None
+
+    def allocated_size(self) -> int | None:
+        """Bytes that the node takes where it is stored, ``None`` if that cannot be known."""
+        return None
+
+    def new_reads_zero(self) -> bool:
+        """Whether a node just created reads as zeros everywhere, so that zeros need not be written."""
+        return False
+
+    def flush(self) -> None:
+        """Everything written so far survives a power cut once this returns.
+
+        :raises OSError: it might not.
+        """
+
+    def release(self) -> None:
+        """Let go of what this node holds, children included; what a driver overrides. Called at most once.
+
+        A writable node first writes back what it still holds.
+        """
+
+    def close(self) -> None:
+        """Close the node and all that it stands on. Closing twice is harmless."""
+        if not self._closed:
+            self._closed = True
+            self.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """A node that bytes can be written to."""
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        """Write all of ``data`` at ``offset``; a file grows as needed.
+
+        :raises OSError: the system refused; how much was written is unknown.
+        """
+
+
+@runtime_checkable
+class Truncatable(Protocol):
+    """A node whose size can be set."""
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """Set the size in bytes; what is new reads as zeros.
+
+        :param preallocation: how space for the new part is reserved: ``off``, ``metadata``, ``falloc`` or ``full``.
+        :raises InvalidOption: the node does not know that mode.
+        """
+
+
+@runtime_checkable
+class Zeroing(Protocol):
+    """A node that can make a range read as zeros without being sent zeros."""
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Make the range read as zeros.
+
+        :param unmap: whether the space behind the range may be given back.
+        """
+
+
+@runtime_checkable
+class Discarding(Protocol):
+    """A node that can forget a range; what it reads as afterwards is up to the format."""
+
+    def discard(self, offset: int, length: int) -> None: ...
+
+
+@runtime_checkable
+class Lockable(Protocol):
+    """A node that other processes see the use of."""
+
+    def set_permissions(self, used: Permission, shared: Permission) -> None:
+        """Declare what this process does to the node and what it lets others do meanwhile; replaces the last call.
+
+        :raises LockConflict: another process does not go along; then nothing has changed.
+        """
+
+
+class Image(Node):
+    """What a format driver's ``open`` returns: a disk made of one layer, with perhaps a backing layer below.
+
+    A driver sets the attributes in its constructor; the core opens the backing layer and attaches it.
+
+    :ivar file: the node that the image stands in.
+    :ivar backing_file: name of the backing file as the image states it, ``None`` without one.
+    :ivar backing_format: its format as the image states it, ``None`` if it does not say.
+    :ivar backing: the opened backing layer; absent extents are read from it, and zeros behind its end.
+    :ivar cluster_size: bytes in which the format allocates, ``None`` where it does not.
+    :ivar encrypted: whether guest data is encrypted.
+    """
+
+    file: Node
+    backing_file: str | None = None
+    backing_format: str | None = None
+    backing: Node | None = None
+    cluster_size: int | None = None
+    encrypted: bool = False
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Read guest bytes through all layers; this default follows the map."""
+        read_through(self, offset, memoryview(buffer).cast("B"))
+
+    def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer with guest bytes of a range that the map calls encoded. Threads may call it in parallel.
+
+        :raises InvalidImage: the encoded bytes are damaged.
+        """
+        raise NotImplementedError(f"{type(self).__name__} maps encoded extents without a way to read them")
+
+    def _unmapped(self, offset: int, length: int) -> Extent:
+        return Extent(offset, length, Kind.ENCODED)
+
+    def children(self) -> dict[str, Node]:
+        return {"file": self.file}
+
+    def identity(self) -> Hashable | None:
+        return self.file.identity()
+
+    def allocated_size(self) -> int | None:
+        sizes = [child.allocated_size() for child in self.children().values()]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def release(self) -> None:
+        self.file.close()
+
+    def close(self) -> None:
+        """Close this layer and all layers below it, one after the other: chains may be longer than Python's stack."""
+        layer: Node | None = self
+        failures = []
+        while layer is not None:
+            below = layer.backing if isinstance(layer, Image) else None
+            try:
+                Node.close(layer)
+            except Exception as error:  # the other layers are closed all the same
+                failures.append(error)
+            layer = below
+        if failures:
+            raise failures[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where guest bytes about to be written go.
+
+    :ivar offset: guest offset, bytes.
+    :ivar length: bytes, > 0.
+    :ivar node: the node to write the bytes to, verbatim.
+    :ivar node_offset: bytes from the start of ``node``.
+    :ivar head: so many bytes before ``offset`` belong to the same newly allocated space and must be written too, with
+        what they read as now.
+    :ivar tail: the same behind the range.
+    """
+
+    offset: int
+    length: int
+    node: Node
+    node_offset: int
+    head: int = 0
+    tail: int = 0
+
+
+class WritableImage(Image):
+    """An image that can be written: it says where bytes go, the caller writes them, then the image links them.
+
+    ``allocate`` and ``link`` are called under :attr:`lock`, the data is written outside of it, so that several threads
+    can write different clusters at once. Until ``link`` returns, the image reads as before.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    @abstractmethod
+    def allocate(self, offset: int, length: int) -> Sequence[Placement]:
+        """Find places for a guest range, reusing what the image already owns alone.
+
+        :returns: placements in guest order that cover exactly the range.
+        :raises InvalidImage: following the tables would overwrite metadata.
+        """
+
+    @abstractmethod
+    def link(self, placements: Sequence[Placement]) -> None:
+        """The data has been written: make the guest see it. Metadata may stay in memory until ``flush``."""
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        """Write guest bytes of any alignment. One write after the other: for parallel writes see ``engine.write``."""
+        view = memoryview(data).cast("B")
+        with self.lock:
+            placements = self.allocate(offset, len(view))
+            for placement in placements:
+                start = placement.offset - offset
+                write_placed(self, placement, view[start : start + placement.length])
+            self.link(placements)
+
+
+def write_placed(image: Image, placement: Placement, data: memoryview) -> None:
+    """Write guest bytes where an image placed them, with the rest of their cluster around them."""
+    target = placement.node
+    if not isinstance(target, Writable):
+        raise InvalidImage(f"'{target.filename}' cannot be written", filename=target.filename)
+    if placement.head or placement.tail:
+        before = image.read_at(placement.offset - placement.head, placement.head)
+        after = image.read_at(placement.offset + placement.length, placement.tail)
+        data = memoryview(b"".join((before, data, after)))
+    target.write_at(placement.node_offset - placement.head, data)
+
+
+def read_through(top: Image, offset: int, buffer: memoryview) -> None:
+    """Fill a buffer with guest bytes, looking down the backing layers where a layer has none; zeros below the last."""
+    pending: list[tuple[Node, int, memoryview]] = [(top, offset, buffer)]
+    while pending:
+        layer, start, view = pending.pop()
+        inside = min(len(view), max(0, layer.size - start))
+        view[inside:] = bytes(len(view) - inside)
+        view = view[:inside]
+        for extent in _singly(layer.extents(start, inside)):
+            part = view[extent.offset - start : extent.end - start]
+            below = layer.backing if isinstance(layer, Image) else None
+            if extent.kind is Kind.ABSENT and below is not None:
+                pending.append((below, extent.offset, part))
+            else:
+                read_extent(layer, extent, part)
+
+
+def read_extent(layer: Node, extent: Extent, buffer: memoryview) -> None:
+    """Fill a buffer from one extent of a layer's own map; absent reads as zeros here."""
+    if extent.kind is Kind.DATA and extent.node is not None and extent.node_offset is not None:
+        extent.node.read_into(extent.node_offset, buffer)
+    elif extent.kind is Kind.ENCODED:
+        if not isinstance(layer, Image):
+            raise InvalidImage(f"'{layer.filename}' maps encoded extents but is no image", filename=layer.filename)
+        layer.read_encoded(extent.offset, buffer)
+    else:
+        buffer[:] = bytes(len(buffer))
+
+
+def _singly(items: Iterable[Extent | ExtentTable]) -> Iterator[Extent]:
+    for item in items:
+        if isinstance(item, ExtentTable):
+            yield from item
+        else:
+            yield item
+
+
+@runtime_checkable
+class Compressing(Protocol):
+    """An image that can store a cluster compressed."""
+
+    cluster_size: int | None
+
+    def compress(self, data: memoryview) -> bytes | None:
+        """One cluster of guest data, compressed; ``None`` if it does not get smaller. Threads call this in parallel."""
+
+    def write_compressed(self, offset: int, blob: bytes) -> None:
+        """Store and link the compressed cluster at guest ``offset``; called in guest order."""
