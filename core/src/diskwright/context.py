@@ -1,0 +1,71 @@
+"""A context holds what one user of the library works with: the drivers and the policy under which files are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from .gate import Gate, Policy
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from .node import Image
+
+
+class Context:
+    """Drivers and policy; images are opened through it.
+
+    :ivar formats: the format drivers.
+    :ivar protocols: the protocol drivers.
+    :ivar gate: through which every file is opened.
+    """
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.formats = Registry("diskwright.formats")
+        self.protocols = Registry("diskwright.protocols", unknown="Unknown protocol '{}'")
+        self.gate = Gate(self.protocols, policy or Policy())
+
+    def open(
+        self,
+        filename: str,
+        format: str | None = None,
+        *,
+        writable: bool = False,
+        backing: bool = True,
+        describe_only: bool = False,
+        force_share: bool = False,
+        exclusive: bool = False,
+        cache: str = "writeback",
+        options: Mapping[str, str] | None = None,
+    ) -> Image:
+        """Open an image with the layers below it.
+
+        :param format: name of its format; found by probing if None.
+        :param writable: whether the top layer will be written; the layers below never are.
+        :param backing: whether to open the backing chain.
+        :param describe_only: for its description only: no data is read and nothing but the file itself is opened.
+        :param force_share: open even while another process writes to the image.
+        :param exclusive: refuse while another process writes, also for formats that would share.
+        :param cache: cache mode, one of ``writeback``, ``writethrough``, ``none``, ``directsync``, ``unsafe``.
+        :param options: runtime options of the format driver.
+        :raises ImageError: it cannot be opened; the message starts with ``Could not open 'FILENAME'``.
+        """
+        from .graph import OpenRequest, open_image
+
+        request = OpenRequest(
+            writable=writable,
+            backing=backing,
+            describe_only=describe_only,
+            force_share=force_share,
+            exclusive=exclusive,
+            cache=cache,
+            options=options or {},
+        )
+        return open_image(self, filename, format, request)
+
+
+@cache
+def default_context() -> Context:
+    """The context of callers that do not bring their own: all installed drivers, and images may name files."""
+    return Context()

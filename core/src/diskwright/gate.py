@@ -1,0 +1,73 @@
+"""The one gate: every file, device and connection that diskwright uses is opened or created here, and nowhere else.
+
+The gate knows whether the user named what is opened or an image did, and applies the policy to either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ImageError, RefusedByPolicy, UnsupportedOperation
+from .filenames import FileName
+from .hookspecs import CreatedNode, ProtocolOptions
+from .node import Node
+from .registry import Registry
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a caller allows.
+
+    :ivar implicit: whether files may be opened that an image names (backing files, data files, extents) rather than
+        the caller.
+    """
+
+    implicit: bool = True
+
+
+@dataclass
+class Gate:
+    """Opens and creates protocol nodes under a policy.
+
+    :ivar opened: how many nodes were opened so far, for tests that count.
+    """
+
+    protocols: Registry
+    policy: Policy = field(default_factory=Policy)
+    opened: int = 0
+
+    def open(
+        self, name: FileName, *, writable: bool, role: str | None, cache: str, values: Mapping[str, Any] | None = None
+    ) -> Node:
+        """Open an existing file, device or export.
+
+        :param role: what the node is to the image that names it (``backing``, ``data-file``); ``None`` if the user did.
+        :param cache: cache mode, see :class:`ProtocolOptions`.
+        :raises RefusedByPolicy: the policy forbids it.
+        """
+        if role is not None and not self.policy.implicit:
+            raise RefusedByPolicy(f"The policy forbids to open the {role} file '{name.path}' that the image names")
+        options = ProtocolOptions(writable=writable, values=values or {}, explicit=role is None, cache=cache)
+        node: Node = self._call("open", name, options)
+        self.opened += 1
+        node.filename = name.path
+        node.bind(name.protocol, self.protocols.block_status(name.protocol))
+        return node
+
+    def create(self, name: FileName, *, values: Mapping[str, Any], cache: str) -> CreatedNode:
+        """Create a file, or prepare to replace one; it appears under its name on ``commit`` only."""
+        options = ProtocolOptions(writable=True, values=values, cache=cache)
+        if not self.protocols.has("create", name.protocol):
+            raise UnsupportedOperation(f"Protocol driver '{name.protocol}' does not support image creation")
+        node: CreatedNode = self._call("create", name, options)
+        self.opened += 1
+        node.filename = name.path
+        node.bind(name.protocol, self.protocols.block_status(name.protocol))
+        return node
+
+    def _call(self, hook: str, name: FileName, options: ProtocolOptions) -> Any:
+        if "\0" in name.path:
+            raise ImageError("A file name cannot contain a null character")
+        return self.protocols.call(hook, name.protocol, filename=name.path, options=options)

@@ -1,0 +1,159 @@
+"""From a file name to opened nodes: the file, its format, and the chain of backing layers below it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError
+from .filenames import FileName, backing_filename, local_filename, parse_filename
+from .hookspecs import PROBE_LENGTH, OpenOptions
+from .node import Image, Lockable, Node, Permission
+
+if TYPE_CHECKING:
+    from .context import Context
+
+MAX_CHAIN = 1000
+"""Most layers that a chain may have; each takes a file descriptor."""
+
+
+@dataclass(frozen=True)
+class OpenRequest:
+    """How to open an image; see :meth:`diskwright.context.Context.open` for the meaning of each."""
+
+    writable: bool = False
+    backing: bool = True
+    describe_only: bool = False
+    force_share: bool = False
+    exclusive: bool = False
+    cache: str = "writeback"
+    options: Mapping[str, str] | None = None
+
+
+def open_image(context: Context, filename: str, format: str | None, request: OpenRequest) -> Image:
+    """Open an image and, if asked to, all layers below it, one after the other and not by recursion.
+
+    :raises ImageError: with ``Could not open 'FILENAME'`` in front.
+    """
+    if request.force_share and request.writable:
+        raise InvalidOption("force-share=on can only be used with read-only images")
+    try:
+        top = _open_layer(context, filename, format, request, role=None)
+        if request.backing:
+            try:
+                attach_backing(context, top, request)
+            except BaseException:
+                top.close()
+                raise
+    except OSError as error:
+        if not isinstance(error, ImageError):
+            raise NodeIOError(f"Could not open '{filename}'", error) from error
+        raise error.in_context(f"Could not open '{filename}'") from error
+    except ImageError as error:
+        raise error.in_context(f"Could not open '{filename}'") from error
+    return top
+
+
+def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
+    """Open the backing chain of an opened image, each layer for reading only.
+
+    :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
+    """
+    below = replace(request, writable=False, exclusive=False, options=None)
+    seen: set[Hashable] = {top.identity()}
+    layer = top
+    for _ in range(MAX_CHAIN):
+        if layer.backing_file is None:
+            return
+        name = backing_filename(layer.filename, layer.backing_file)
+        try:
+            backing = _open_layer(context, name, layer.backing_format, below, role="backing")
+        except ImageError as error:
+            raise error.in_context("Could not open backing file") from error
+        layer.backing = backing
+        identity = backing.identity()
+        if identity is not None and identity in seen:
+            raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=layer.filename)
+        seen.add(identity)
+        layer = backing
+    raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=top.filename)
+
+
+def _open_layer(context: Context, filename: str, format: str | None, request: OpenRequest, role: str | None) -> Image:
+    name = parse_filename(filename)
+    if format is not None:
+        context.formats.load(format)
+    node = context.gate.open(name, writable=request.writable, role=role, cache=request.cache)
+    try:
+        return open_format(context, node, filename, format, request)
+    except BaseException:
+        node.close()
+        raise
+
+
+def open_format(
+    context: Context,
+    node: Node,
+    filename: str,
+    format: str | None,
+    request: OpenRequest,
+    created: Mapping[str, Node] | None = None,
+) -> Image:
+    """Open the image that stands in an opened node; the node stays open if that fails.
+
+    :param created: files by path that the same operation has created and that are not under their names yet.
+    """
+    if format is None:
+        format = probe(context, node)
+    driver = context.formats.load(format)
+    if isinstance(node, Lockable):
+        shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
+        node.set_permissions(*_permissions(request, shares_writers=shares_writers))
+    children: list[Node] = []
+
+    def open_child(name: str, role: str) -> Node:
+        if created and name in created:
+            return created[name]
+        local: FileName = local_filename(name)
+        child = context.gate.open(local, writable=request.writable, role=role, cache=request.cache)
+        children.append(child)
+        if isinstance(child, Lockable):
+            child.set_permissions(*_permissions(request, shares_writers=False))
+        return child
+
+    options = OpenOptions(
+        filename=filename,
+        writable=request.writable,
+        describe_only=request.describe_only,
+        values=request.options or {},
+        open_child=open_child,
+    )
+    try:
+        image: Image = context.formats.call("open", format, source=node, options=options)
+    except BaseException:
+        for child in children:
+            child.close()
+        raise
+    image.filename = filename
+    image.read_only = not request.writable
+    image.bind(format, context.formats.block_status(format))
+    return image
+
+
+def probe(context: Context, node: Node) -> str:
+    """The format of what stands in a node, by its first bytes; the name of the driver."""
+    return context.formats.probe(node.read_at(0, min(PROBE_LENGTH, node.size)), node.filename)
+
+
+def _permissions(request: OpenRequest, *, shares_writers: bool) -> tuple[Permission, Permission]:
+    """What an opener does to the file of an image, and what it lets others do.
+
+    Formats with metadata cannot share write access even while they only read; that is QEMU's rule too.
+    """
+    used = Permission(0) if request.describe_only else Permission.CONSISTENT_READ
+    if request.writable:
+        used |= Permission.WRITE if shares_writers else Permission.WRITE | Permission.RESIZE
+    if request.force_share or shares_writers:
+        return used, Permission.ALL
+    return used, Permission.ALL & ~(Permission.WRITE | Permission.RESIZE)

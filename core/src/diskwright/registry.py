@@ -1,0 +1,190 @@
+"""Finding drivers and calling them: stevedore finds, pluggy calls.
+
+A driver is loaded when it is first named; only probing, and listing what there is, load them all. Each loaded driver is
+a pluggy plugin under its own name, so that other plugins can wrap its hooks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .errors import ImageError, UnknownFormat, UnsupportedOperation
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from .extent import Extent, ExtentTable
+    from .hookspecs import ProbeHit
+    from .node import BlockStatus, Node
+
+PACKAGES = {
+    "bochs": "diskwright-bochs",
+    "cloop": "diskwright-cloop",
+    "dmg": "diskwright-dmg",
+    "file": "diskwright-file",
+    "host_device": "diskwright-file",
+    "luks": "diskwright-luks",
+    "nbd": "diskwright-nbd",
+    "parallels": "diskwright-parallels",
+    "qcow": "diskwright-qcow",
+    "qcow2": "diskwright-qcow2",
+    "qed": "diskwright-qed",
+    "raw": "diskwright-raw",
+    "vdi": "diskwright-vdi",
+    "vhdx": "diskwright-vhdx",
+    "vmdk": "diskwright-vmdk",
+    "vpc": "diskwright-vpc",
+    "vvfat": "diskwright-vvfat",
+}
+"""Which package has a driver that is not installed; used for advice only."""
+
+
+class Registry:
+    """The drivers of one kind.
+
+    :param group: the entry point group that drivers of this kind are in.
+    :param unknown: message for a name that no driver has; ``{}`` stands for the name.
+    """
+
+    def __init__(self, group: str, unknown: str = "Unknown driver '{}'") -> None:
+        self.group = group
+        self._unknown = unknown
+        self._lock = threading.RLock()
+        self._manager: pluggy.PluginManager | None = None
+        self._drivers: dict[str, object] = {}
+        self._all_loaded = False
+
+    @property
+    def manager(self) -> pluggy.PluginManager:
+        """The plugin manager; register a plugin of hook wrappers here to watch or veto what drivers do."""
+        if self._manager is None:
+            import pluggy
+
+            from . import hookspecs
+
+            self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+            formats = self.group == hookspecs.FORMAT_GROUP
+            self._manager.add_hookspecs(hookspecs.FormatSpecs if formats else hookspecs.ProtocolSpecs)
+        return self._manager
+
+    def register(self, name: str, driver: object) -> None:
+        """Add a driver object; entry points need not know it.
+
+        :raises ImageError: it implements a hook that does not exist, or in the wrong way.
+        """
+        import pluggy
+
+        with self._lock:
+            try:
+                self.manager.register(driver, name=name)
+                self.manager.check_pending()
+            except (pluggy.PluginValidationError, ValueError) as error:
+                if self.manager.get_plugin(name) is driver:
+                    self.manager.unregister(driver)
+                raise ImageError(f"Driver '{name}' does not fit this version of diskwright: {error}") from error
+            self._drivers[name] = driver
+
+    def load(self, name: str) -> object:
+        """The driver of that name.
+
+        :raises UnknownFormat: there is none; the hint names a package that has it.
+        :raises ImageError: there are several, or it is broken.
+        """
+        with self._lock:
+            driver = self._drivers.get(name)
+            if driver is None:
+                driver = self._find(name)
+                self.register(name, driver)
+            return driver
+
+    def _find(self, name: str) -> object:
+        from stevedore import DriverManager
+        from stevedore.exception import MultipleMatches, NoMatches
+
+        try:
+            found: Any = DriverManager(self.group, name, invoke_on_load=True, on_load_failure_callback=_raise_broken)
+        except NoMatches:
+            package = PACKAGES.get(name)
+            hint = f"The package {package} provides it: pip install {package}" if package else ""
+            raise UnknownFormat(self._unknown.format(name), hint=hint) from None
+        except MultipleMatches as error:
+            raise ImageError(f"Several installed packages provide the driver '{name}': {error}") from None
+        driver: object = found.extensions[0].obj
+        return driver
+
+    def load_all(self) -> dict[str, object]:
+        """All drivers by name. One that is broken is left out: it must not take the others with it."""
+        with self._lock:
+            if not self._all_loaded:
+                from stevedore import ExtensionManager
+
+                found: Any = ExtensionManager(self.group, invoke_on_load=True, on_load_failure_callback=_skip_broken)
+                times = Counter(extension.name for extension in found.extensions)
+                for extension in found.extensions:
+                    if extension.name not in self._drivers and times[extension.name] == 1:
+                        self.register(extension.name, extension.obj)
+                self._all_loaded = True
+            return dict(self._drivers)
+
+    def names(self) -> list[str]:
+        """The names of all usable drivers, sorted."""
+        return sorted(self.load_all())
+
+    def has(self, hook: str, name: str) -> bool:
+        """Whether the driver implements a hook: that is what a capability is."""
+        plugin = self.load(name)
+        return any(caller.name == hook for caller in self.manager.get_hookcallers(plugin) or ())
+
+    def call(self, hook: str, name: str, **arguments: Any) -> Any:
+        """Call a hook of one driver.
+
+        :raises UnsupportedOperation: the driver does not implement it.
+        """
+        if not self.has(hook, name):
+            raise UnsupportedOperation(f"Driver '{name}' does not support {hook.replace('_', ' ')}")
+        return self._caller(hook, name)(**arguments)
+
+    def _caller(self, hook: str, name: str) -> Callable[..., Any]:
+        # Made anew for each call: a cached one would let drivers answer that were loaded after it was made.
+        others = [driver for other, driver in self._drivers.items() if other != name]
+        return self.manager.subset_hook_caller(hook, others)
+
+    def block_status(self, name: str) -> BlockStatus | None:
+        """The driver's ``block_status`` hook for :meth:`Node.bind`, ``None`` if it has none."""
+        if not self.has("block_status", name):
+            return None
+
+        def ask(node: Node, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
+            found: Iterable[Extent | ExtentTable] = self._caller("block_status", name)(
+                image=node, offset=offset, length=length
+            )
+            return found
+
+        return ask
+
+    def probe(self, head: bytes, filename: str) -> str:
+        """The name of the driver that is surest of a file.
+
+        :raises UnknownFormat: none knows it.
+        :raises ImageError: several are equally sure.
+        """
+        self.load_all()
+        hits: list[ProbeHit] = self.manager.hook.probe(head=head, filename=filename)
+        best = max((hit.score for hit in hits), default=0)
+        names = sorted({hit.format for hit in hits if hit.score == best})
+        if not names:
+            raise UnknownFormat(f"'{filename}' is in no format that an installed driver knows")
+        if len(names) > 1:
+            raise ImageError(f"'{filename}' could be {' or '.join(names)}: name its format")
+        return names[0]
+
+
+def _raise_broken(manager: object, entry_point: Any, error: BaseException) -> None:
+    raise ImageError(f"Driver '{entry_point.name}' cannot be loaded: {error}") from error
+
+
+def _skip_broken(manager: object, entry_point: Any, error: BaseException) -> None:
+    """Leave it out; who names it gets the reason from :func:`_raise_broken`."""

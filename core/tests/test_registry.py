@@ -1,0 +1,113 @@
+"""Finding, loading and calling drivers, with distributions that exist on the import path only."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from diskwright.errors import ImageError, UnknownFormat, UnsupportedOperation
+from diskwright.hookspecs import ProbeHit, hookimpl
+from diskwright.registry import Registry
+
+
+class Probing:
+    """A driver that knows one word."""
+
+    def __init__(self, name: str, word: bytes, score: int = 100) -> None:
+        self.name, self.word, self.score = name, word, score
+
+    @hookimpl
+    def probe(self, head: bytes, filename: str) -> ProbeHit | None:
+        return ProbeHit(self.name, self.score) if head.startswith(self.word) else None
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """A registry that finds nothing installed."""
+    return Registry("diskwright.formats.of.this.test")
+
+
+@pytest.fixture
+def formats(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The same, with the hooks of formats."""
+    monkeypatch.setattr("diskwright.hookspecs.FORMAT_GROUP", registry.group)
+    return registry
+
+
+def install(directory: Path, name: str, entry_point: str, code: str) -> None:
+    """Make a distribution with one entry point."""
+    info = directory / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[diskwright.formats]\n{entry_point}\n")
+    (directory / f"{name}_plugin.py").write_text(code)
+
+
+def test_the_surest_driver_wins(formats: Registry) -> None:
+    formats.register("any", Probing("any", b"", 1))
+    formats.register("one", Probing("one", b"AB"))
+    formats.register("two", Probing("two", b"XY"))
+    assert formats.probe(b"ABCD", "x") == "one"
+    assert formats.probe(b"????", "x") == "any"
+
+
+def test_two_equally_sure_drivers_are_an_error(formats: Registry) -> None:
+    formats.register("one", Probing("one", b"AB"))
+    formats.register("two", Probing("two", b"A"))
+    with pytest.raises(ImageError, match="'x' could be one or two: name its format"):
+        formats.probe(b"ABCD", "x")
+
+
+def test_nobody_knows_it(formats: Registry) -> None:
+    with pytest.raises(UnknownFormat):
+        formats.probe(b"ABCD", "x")
+
+
+def test_a_missing_hook_is_an_unsupported_operation(formats: Registry) -> None:
+    formats.register("one", Probing("one", b"AB"))
+    assert formats.has("probe", "one")
+    assert not formats.has("check", "one")
+    with pytest.raises(UnsupportedOperation):
+        formats.call("check", "one", image=None)
+
+
+def test_only_the_named_driver_is_called(formats: Registry) -> None:
+    formats.register("one", Probing("one", b"A"))
+    formats.register("two", Probing("two", b"A"))
+    assert formats.call("probe", "two", head=b"A", filename="x") == [ProbeHit("two", 100)]
+
+
+def test_a_misspelt_hook_is_noticed(formats: Registry) -> None:
+    class Wrong:
+        @hookimpl
+        def prob(self, head: bytes) -> None: ...
+
+    with pytest.raises(ImageError, match="Driver 'wrong' does not fit"):
+        formats.register("wrong", Wrong())
+
+
+def test_an_unknown_name_says_what_to_install() -> None:
+    with pytest.raises(UnknownFormat, match="^Unknown driver 'vmdk'$") as caught:
+        Registry("diskwright.nothing").load("vmdk")
+    assert caught.value.hint == "The package diskwright-vmdk provides it: pip install diskwright-vmdk"
+
+
+def test_broken_and_doubled_plugins_leave_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = "class Driver:\n    pass\n"
+    install(tmp_path / "a", "good", "good = good_plugin:Driver", good)
+    install(tmp_path / "a", "broken", "broken = broken_plugin:Driver", "raise RuntimeError('no luck')\n")
+    install(tmp_path / "a", "twin_a", "twin = twin_a_plugin:Driver", good)
+    install(tmp_path / "b", "twin_b", "twin = twin_b_plugin:Driver", good)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b"), *sys.path])
+    monkeypatch.setattr("stevedore._cache._c._disable_caching", True)
+    monkeypatch.setattr("stevedore.ExtensionManager.ENTRY_POINT_CACHE", {})
+    monkeypatch.setattr("stevedore._cache._c._internal", {})
+    registry = Registry("diskwright.formats")
+    assert "good" in registry.names()
+    assert "broken" not in registry.names()
+    with pytest.raises(ImageError, match="Driver 'broken' cannot be loaded: no luck"):
+        registry.load("broken")
+    with pytest.raises(ImageError, match="Several installed packages provide the driver 'twin'"):
+        registry.load("twin")
