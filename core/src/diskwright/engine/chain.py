@@ -1,0 +1,164 @@
+"""The map of a disk through all its layers, and reading by it.
+
+Each layer's map comes in tables; where a layer has nothing, the table of the layer below is laid under it. That happens
+with array operations, table by table, so that time goes by the number of extents and memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, tabulate
+from ..node import Image, Node, read_extent
+
+if TYPE_CHECKING:
+    from ..extent import Column
+
+FAR = 64 << 20
+"""Bytes: two absent ranges with more than this between them are asked for separately in the layer below."""
+
+
+def layers(image: Image) -> list[Node]:
+    """The layers of a disk from top to bottom; a map's ``depth`` is an index into this list."""
+    found: list[Node] = []
+    layer: Node | None = image
+    while layer is not None:
+        found.append(layer)
+        layer = layer.backing if isinstance(layer, Image) else None
+    return found
+
+
+def resolve(
+    image: Image, offset: int = 0, length: int | None = None, *, holes: bool = True, depth_limit: int | None = None
+) -> Iterator[ExtentTable]:
+    """Map a range of a disk through all its layers.
+
+    :param length: bytes; up to the end of the disk if None.
+    :param holes: whether to look for holes of the file inside data where the format says there may be some; a hole
+        found so is of kind zero, has a ``node_offset`` and keeps :attr:`Flag.SPARSE`.
+    :param depth_limit: how many layers to look at, all if None.
+    :returns: tables in order, without gaps. Absent remain only ranges that none of the layers has; their depth is that
+        of the last layer looked at.
+    """
+    chain = layers(image)[:depth_limit]
+    # One iterator per layer being looked into, the deepest on top: a stack of our own, as chains may be longer than
+    # Python's.
+    stack = [_layer_tables(chain[0], offset, image.size - offset if length is None else length, 0)]
+    while stack:
+        table = next(stack[-1], None)
+        if table is None:
+            stack.pop()
+            continue
+        depth = len(stack)
+        if depth < len(chain) and (table.rows["kind"] == Kind.ABSENT).any():
+            stack.append(_underlaid(table, chain[depth], depth))
+            continue
+        if holes:
+            table = _with_holes(table)
+        yield table.coalesced()
+
+
+def _layer_tables(layer: Node, offset: int, length: int, depth: int) -> Iterator[ExtentTable]:
+    """One layer's own map of a range that may go beyond its end: there it is zero, and nothing lower shows through."""
+    inside = min(length, max(0, layer.size - offset))
+    if inside:
+        for table in tabulate(layer.extents(offset, inside)):
+            table.rows["depth"] = depth
+            yield table
+    if inside < length:
+        yield from tabulate([Extent(offset + inside, length - inside, Kind.ZERO, depth=depth)])
+
+
+def _underlaid(upper: ExtentTable, lower: Node, depth: int) -> Iterator[ExtentTable]:
+    """The upper table again, with the lower layer's map where the upper one is absent."""
+    position = upper.start
+    for start, end in _absent_spans(upper):
+        if start > position:
+            yield upper.clipped(position, start)
+        for table in _layer_tables(lower, start, end - start, depth):
+            yield _overlay(upper.clipped(table.start, table.end), table)
+        position = end
+    if position < upper.end:
+        yield upper.clipped(position, upper.end)
+
+
+def _absent_spans(table: ExtentTable) -> list[tuple[int, int]]:
+    """Ranges that hold all absent rows; absent rows near each other share a range with what is between them."""
+    import numpy as np
+
+    rows = table.rows[table.rows["kind"] == Kind.ABSENT]
+    starts, ends = rows["offset"], rows["offset"] + rows["length"]
+    apart = np.flatnonzero(starts[1:] - ends[:-1] > FAR)
+    first = np.concatenate(([0], apart + 1))
+    last = np.concatenate((apart, [len(rows) - 1]))
+    return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
+
+
+def _overlay(upper: ExtentTable, lower: ExtentTable) -> ExtentTable:
+    """Two maps of the same range as one: the lower one's rows stand where the upper one's are absent."""
+    import numpy as np
+
+    offsets = np.union1d(upper.rows["offset"], lower.rows["offset"])
+    rows = upper.rows[np.searchsorted(upper.rows["offset"], offsets, side="right") - 1]
+    below = lower.rows[np.searchsorted(lower.rows["offset"], offsets, side="right") - 1]
+    absent = rows["kind"] == Kind.ABSENT
+    below["node"] += len(upper.nodes)
+    rows[absent] = below[absent]
+    _restart(rows, offsets, upper.end)
+    return ExtentTable(rows, upper.nodes + lower.nodes).coalesced()
+
+
+def _restart(rows: Column, offsets: Column, end: int) -> None:
+    """Let each row start at a new offset inside it and end where the next one starts."""
+    import numpy as np
+
+    placed = rows["node_offset"] != NO_OFFSET
+    rows["node_offset"][placed] += (offsets - rows["offset"])[placed]
+    rows["offset"] = offsets
+    rows["length"] = np.diff(offsets, append=end)
+
+
+def _with_holes(table: ExtentTable) -> ExtentTable:
+    """The table with sparse data cut up into data and holes, as the nodes that hold the data know them."""
+    import numpy as np
+
+    sparse = (table.rows["kind"] == Kind.DATA) & (table.rows["flags"] & Flag.SPARSE != 0)
+    if not sparse.any():
+        return table
+    pieces: list[Column] = []
+    done = 0
+    for index in np.flatnonzero(sparse).tolist():
+        pieces.append(table.rows[done:index])
+        pieces.append(_holes_of_row(table.rows[index], table.nodes))
+        done = index + 1
+    pieces.append(table.rows[done:])
+    return ExtentTable(np.concatenate(pieces), table.nodes)
+
+
+def _holes_of_row(row: Any, nodes: tuple[Node | None, ...]) -> Column:
+    import numpy as np
+
+    node = nodes[row["node"]]
+    if node is None:
+        return np.array([row])
+    start, length = int(row["node_offset"]), int(row["length"])
+    found = [table.rows for table in _layer_tables(node, start, length, 0)]
+    inner = np.concatenate(found)
+    rows = np.full(len(inner), row)
+    rows["offset"] += inner["offset"] - start
+    rows["node_offset"] = inner["offset"]
+    rows["length"] = inner["length"]
+    rows["kind"] = np.where(inner["kind"] == Kind.ZERO, Kind.ZERO, Kind.DATA)
+    return rows
+
+
+def read_range(chain: list[Node], table: ExtentTable, buffer: memoryview) -> None:
+    """Fill a buffer with the guest bytes of a table's whole range.
+
+    :param chain: the disk's :func:`layers`.
+    :param buffer: exactly as long as the range.
+    """
+    start = table.start
+    for extent in table:
+        read_extent(chain[extent.depth], extent, buffer[extent.offset - start : extent.end - start])

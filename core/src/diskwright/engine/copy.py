@@ -1,0 +1,336 @@
+"""The copy engine: guest bytes from sources to a target, in parallel and in bounded memory.
+
+plan -> read -> find zeros -> (compress) -> write. The sources' maps are cut into cells, aligned pieces of the target of
+about a megabyte. Each worker thread takes the next cell, reads it into its one buffer, looks for zeros and writes the
+rest. Space in the target is allocated in the order of the cells, so that the result does not depend on the threads'
+luck; the data itself is written side by side.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from ..errors import ImageError, NodeIOError, UnsupportedOperation
+from ..extent import Extent, Kind
+from ..node import SECTOR, Compressing, Image, Node, WritableImage, Zeroing, read_extent, write_placed
+from .chain import layers, resolve
+from .pool import Turnstile, Workers, worker_count
+from .zeros import nonzero_runs
+
+CELL = 1 << 20
+"""Bytes; larger ones fall out of the processor's cache, smaller ones cost more calls."""
+ZERO_CELLS = 1024
+"""Zeros are written this many cells at once."""
+
+Range: TypeAlias = tuple[int, int]
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes done and the bytes there are, by several threads but one at a time."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """For callers that do not want to know."""
+
+
+@dataclass(frozen=True)
+class CopyOptions:
+    """How to copy.
+
+    :ivar compress: write compressed clusters.
+    :ivar sparse_size: bytes; runs of zeros at least this long are not written as data; 0: all are.
+    :ivar parallel: most threads to work with.
+    :ivar out_of_order: let each thread allocate when it can, instead of in guest order.
+    :ivar target_is_zero: the target reads as zeros wherever nothing is written.
+    :ivar backing_size: size of the target's backing file in bytes, ``None`` without one; with one, what the top layer
+        of the source does not have is left to it.
+    """
+
+    compress: bool = False
+    sparse_size: int = 4096
+    parallel: int = 8
+    out_of_order: bool = False
+    target_is_zero: bool = True
+    backing_size: int | None = None
+
+
+class Piece(NamedTuple):
+    """A range of the target and where its bytes come from; without an extent they are zeros."""
+
+    offset: int
+    length: int
+    layer: Node | None
+    extent: Extent | None
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+    def part(self, start: int, end: int) -> Piece:
+        """The piece between two target offsets inside it."""
+        extent = self.extent
+        if extent is not None:
+            skipped = start - self.offset
+            placed = None if extent.node_offset is None else extent.node_offset + skipped
+            extent = extent._replace(offset=extent.offset + skipped, length=end - start, node_offset=placed)
+        return Piece(start, end - start, self.layer, extent)
+
+
+class Task(NamedTuple):
+    """The pieces of one cell, in order, perhaps with gaps; or many cells of zeros."""
+
+    number: int
+    pieces: list[Piece]
+
+
+def copy(sources: Sequence[Image], target: Image, options: CopyOptions, progress: Progress = no_progress) -> None:
+    """Copy the guest bytes of the sources, one behind the other, into the target.
+
+    :param target: at least as large as the sources together.
+    :raises UnsupportedOperation: the target cannot be written, or not compressed.
+    :raises ImageError: reading or writing failed; the message has the offset.
+    """
+    if not isinstance(target, WritableImage):
+        raise UnsupportedOperation(f"Format driver '{target.driver}' does not support writing")
+    _Copy(sources, target, options, progress).run()
+
+
+def pieces_of(sources: Sequence[Image], options: CopyOptions) -> Iterator[Piece]:
+    """What is to be written, in the order of the target; what needs no writing is left out."""
+    base = 0
+    has_backing = options.backing_size is not None
+    zeros_end = _zeros_end(options, sum(source.size for source in sources))
+    for source in sources:
+        chain = layers(source)
+        for table in resolve(source, depth_limit=1 if has_backing else None):
+            for extent in table:
+                start = base + extent.offset
+                if extent.kind in (Kind.DATA, Kind.ENCODED):
+                    yield Piece(start, extent.length, chain[extent.depth], extent)
+                elif start < zeros_end and not (has_backing and extent.kind is Kind.ABSENT):
+                    yield Piece(start, min(extent.length, zeros_end - start), None, None)
+        base += source.size
+
+
+def _zeros_end(options: CopyOptions, total: int) -> int:
+    """The offset up to which zeros have to be written; behind it the target reads as zeros by itself."""
+    if not options.target_is_zero or not options.sparse_size:
+        return total
+    return options.backing_size or 0
+
+
+def plan(pieces: Iterable[Piece], cell: int, zeros_at_once: int) -> Iterator[Task]:
+    """Cut pieces at the borders of cells and gather those of the same cell.
+
+    :param cell: bytes.
+    :param zeros_at_once: bytes, a multiple of ``cell``; zeros over whole cells become tasks of up to this many.
+    """
+    number = 0
+    gathered: list[Piece] = []
+    for piece in pieces:
+        for part in _cut(piece, cell, zeros_at_once):
+            if gathered and part.offset // cell != gathered[-1].offset // cell:
+                yield Task(number, gathered)
+                number += 1
+                gathered = []
+            gathered.append(part)
+    if gathered:
+        yield Task(number, gathered)
+
+
+def _cut(piece: Piece, cell: int, zeros_at_once: int) -> Iterator[Piece]:
+    start = piece.offset
+    while start < piece.end:
+        step = cell
+        if piece.extent is None and start % cell == 0:
+            step = min(zeros_at_once, max(cell, (piece.end - start) // cell * cell))
+        end = min(piece.end, start // cell * cell + step)
+        yield piece.part(start, end)
+        start = end
+
+
+class _Copy:
+    """One run of the engine: the state that its workers share."""
+
+    def __init__(
+        self, sources: Sequence[Image], target: WritableImage, options: CopyOptions, progress: Progress
+    ) -> None:
+        self.target = target
+        self.options = options
+        self.explicit = not options.target_is_zero or options.backing_size is not None
+        cluster = target.cluster_size
+        self.cell = max(CELL, cluster or 0)
+        # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
+        self.block = cluster or max(SECTOR, 1 << max(options.sparse_size, 1).bit_length() - 1)
+        self.total = sum(source.size for source in sources)
+        at_once = self.cell * ZERO_CELLS if options.sparse_size else self.cell
+        self.tasks = plan(pieces_of(sources, options), self.cell, at_once)
+        self.tasks_lock = threading.Lock()
+        self.workers = Workers(worker_count(options.parallel))
+        self.turnstile = Turnstile(self.workers, ordered=not options.out_of_order)
+        self.progress = progress
+        self.progress_lock = threading.Lock()
+        self.done = 0
+
+    def run(self) -> None:
+        self.workers.run(self._work)
+        self.progress(self.total, self.total)
+
+    def _work(self) -> None:
+        import mmap
+
+        # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by hand: after
+        # a failure parts of it are still held by the traceback.
+        buffer = memoryview(mmap.mmap(-1, self.cell))
+        while (task := self._next_task()) is not None:
+            self._do(task, buffer)
+            self._report(task.pieces[-1].end)
+
+    def _next_task(self) -> Task | None:
+        with self.tasks_lock:
+            self.workers.check()
+            try:
+                return next(self.tasks, None)
+            except OSError as error:
+                raise ImageError(f"error while reading block status: {NodeIOError('', error)}") from error
+
+    def _report(self, position: int) -> None:
+        with self.progress_lock:
+            if position > self.done:
+                self.done = position
+                self.progress(min(position, self.total), self.total)
+
+    def _do(self, task: Task, buffer: memoryview) -> None:
+        """Copy one cell, or write many cells of zeros."""
+        start, end = task.pieces[0].offset, task.pieces[-1].end
+        if end - start > self.cell or (self.options.sparse_size and all(p.extent is None for p in task.pieces)):
+            with self.turnstile.turn(task.number), _failing("writing", start):
+                for piece in task.pieces:
+                    write_zeroes(self.target, piece.offset, piece.length)
+            return
+        cell_start = start // self.cell * self.cell
+        view = buffer[: min(self.cell, self.target.size - cell_start)]
+        self._read(task.pieces, cell_start, view)
+        data, zeros = self._sort_out(task.pieces, cell_start, view)
+        with _failing("writing", start):
+            if self.options.compress:
+                self._write_compressed(task.number, cell_start, data, buffer, len(view))
+            else:
+                self._write(task.number, cell_start, data, view)
+            for first, last in zeros:
+                write_zeroes(self.target, cell_start + first, last - first)
+
+    def _read(self, pieces: list[Piece], cell_start: int, view: memoryview) -> None:
+        """Fill a cell's buffer; where no piece is, with zeros."""
+        position = 0
+        for piece in pieces:
+            first = piece.offset - cell_start
+            last = first + piece.length
+            view[position:first] = bytes(first - position)
+            part = view[first:last]
+            if piece.layer is None or piece.extent is None:
+                part[:] = bytes(len(part))
+            else:
+                with _failing("reading", piece.offset):
+                    read_extent(piece.layer, piece.extent, part)
+            position = last
+        view[position:] = bytes(len(view) - position)
+
+    def _sort_out(self, pieces: list[Piece], cell_start: int, view: memoryview) -> tuple[list[Range], list[Range]]:
+        """Which ranges of a cell to write as data and which as zeros; the rest is not to be touched.
+
+        Without need to be explicit about zeros the data is rounded out to whole blocks, which are cheaper to allocate.
+        """
+        wanted = [(piece.offset - cell_start, piece.end - cell_start) for piece in pieces]
+        if not self.options.sparse_size:
+            return _joined(wanted), []
+        runs = nonzero_runs(view, self.block)
+        if not self.explicit:
+            return runs, []
+        wanted = _joined(wanted)
+        data = _common(wanted, runs)
+        return data, _without(wanted, data)
+
+    def _write(self, number: int, cell_start: int, data: list[Range], view: memoryview) -> None:
+        target = self.target
+        with self.turnstile.turn(number), target.lock:
+            placements = [p for first, last in data for p in target.allocate(cell_start + first, last - first)]
+        for placement in placements:
+            first = placement.offset - cell_start
+            write_placed(target, placement, view[first : first + placement.length])
+        if placements:
+            with target.lock:
+                target.link(placements)
+
+    def _write_compressed(
+        self, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int
+    ) -> None:
+        """Compress each cluster with data and store them in guest order; what does not shrink is stored plain."""
+        target = self.target
+        if not isinstance(target, Compressing):
+            raise UnsupportedOperation("Compression not supported for this file format")
+        cluster = target.cluster_size or self.cell
+        buffer[filled:] = bytes(len(buffer) - filled)
+        starts = [start for first, last in data for start in range(first // cluster * cluster, last, cluster)]
+        blobs = [(start, target.compress(buffer[start : start + cluster])) for start in starts]
+        with self.turnstile.turn(number), target.lock:
+            for start, blob in blobs:
+                if blob is None:
+                    target.write_at(cell_start + start, buffer[start : min(start + cluster, filled)])
+                else:
+                    target.write_compressed(cell_start + start, blob)
+
+
+def write_zeroes(target: WritableImage, offset: int, length: int) -> None:
+    """Make a range of an image read as zeros, by the cheapest way the image has; called by several threads at once."""
+    if isinstance(target, Zeroing):
+        with target.lock:
+            target.write_zeroes(offset, length, unmap=True)
+        return
+    zeros = bytes(min(length, CELL))
+    for start in range(offset, offset + length, CELL):
+        target.write_at(start, memoryview(zeros)[: min(CELL, offset + length - start)])
+
+
+@contextmanager
+def _failing(action: str, offset: int) -> Iterator[None]:
+    """Say where and at what a copy failed."""
+    try:
+        yield
+    except ImageError as error:
+        raise error.in_context(f"error while {action} at byte {offset}") from error
+    except OSError as error:
+        raise NodeIOError(f"error while {action} at byte {offset}", error) from error
+
+
+def _joined(ranges: list[Range]) -> list[Range]:
+    """The same ranges with neighbours that touch made one."""
+    joined: list[Range] = []
+    for first, last in ranges:
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _common(left: list[Range], right: list[Range]) -> list[Range]:
+    """What two sorted lists of ranges have in common."""
+    return [(max(a, c), min(b, d)) for a, b in left for c, d in right if max(a, c) < min(b, d)]
+
+
+def _without(ranges: list[Range], holes: list[Range]) -> list[Range]:
+    """The ranges without parts of them; ``holes`` are sorted and lie inside."""
+    rest: list[Range] = []
+    for first, last in ranges:
+        position = first
+        for start, end in holes:
+            if first <= start < last:
+                if position < start:
+                    rest.append((position, start))
+                position = end
+        if position < last:
+            rest.append((position, last))
+    return rest

@@ -1,0 +1,200 @@
+"""Making images: the files of one operation appear together when it is complete, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImageError, InvalidOption, NodeIOError, UnknownFormat, UnsupportedOperation
+from ..filenames import FileName, backing_filename, local_filename, parse_filename
+from ..graph import OpenRequest, attach_backing, open_format
+from ..hookspecs import CreatedNode, CreateOptions
+from ..node import SECTOR, Image, Node, Truncatable
+from ..options import Option, formatting_line, merge_declared
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+class Creation:
+    """The files that one operation creates. Use it with ``with``: leaving by an exception undoes everything.
+
+    :param cache: cache mode of all files, see :class:`ProtocolOptions`.
+    """
+
+    def __init__(self, context: Context, cache: str = "writeback") -> None:
+        self.context = context
+        self.cache = cache
+        self._nodes: dict[str, CreatedNode] = {}
+        self._images: list[Image] = []
+
+    def file(self, name: FileName, values: Mapping[str, Any]) -> CreatedNode:
+        """A new, empty file that will replace what has that name now."""
+        node = self.context.gate.create(name, values=values, cache=self.cache)
+        self._nodes[name.path] = node
+        return node
+
+    def child(self, path: str, size: int, preallocation: str) -> Node:
+        """A further file of the image, named by a path."""
+        node = self.file(local_filename(path), {})
+        if isinstance(node, Truncatable):
+            node.truncate(size, preallocation)
+        return node
+
+    def image(self, filename: str, format: str, size: int, values: Mapping[str, Any]) -> CreatedNode:
+        """Create an image; it is not opened.
+
+        :param size: virtual size, bytes; rounded up to whole sectors.
+        :param values: creation options, typed.
+        """
+        node = self.file(parse_filename(filename), values)
+        size = -(-size // SECTOR) * SECTOR
+        options = CreateOptions(filename=filename, size=size, values=values, create_child=self.child)
+        self.context.formats.call("create", format, target=node, options=options)
+        return node
+
+    def opened(self, node: CreatedNode, filename: str, format: str) -> Image:
+        """The image created in a node, opened for writing."""
+        request = OpenRequest(writable=True, cache=self.cache)
+        image = open_format(self.context, node, filename, format, request, created=self._nodes)
+        self._images.append(image)
+        attach_backing(self.context, image, request)
+        return image
+
+    def __enter__(self) -> Creation:
+        return self
+
+    def __exit__(self, kind: object, failure: BaseException | None, trace: object) -> None:
+        try:
+            if failure is None:
+                self._finish()
+                return
+        except BaseException:
+            self._undo()
+            raise
+        self._undo()
+
+    def _finish(self) -> None:
+        for image in self._images:
+            image.flush()
+        for node in self._nodes.values():
+            node.flush()
+        for node in self._nodes.values():
+            node.commit()
+        for image in self._images:
+            image.close()
+        for node in self._nodes.values():
+            node.close()
+
+    def _undo(self) -> None:
+        # What is undone may fail to be written back: the failure that led here is the one to report.
+        for image in self._images:
+            with suppress(ImageError, OSError):
+                image.close()
+        for node in self._nodes.values():
+            with suppress(ImageError, OSError):
+                node.abandon()
+
+
+def declared_options(context: Context, format: str, filename: str) -> list[Option]:
+    """The creation options of a format for a file: the format's own and those of the file's protocol.
+
+    :raises UnknownFormat: no such format.
+    :raises UnsupportedOperation: the format or the protocol cannot create.
+    """
+    try:
+        creatable = context.formats.has("create", format)
+    except UnknownFormat as error:
+        raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
+    if not creatable:
+        raise UnsupportedOperation(f"Format driver '{format}' does not support image creation")
+    protocol = parse_filename(filename).protocol
+    if not context.protocols.has("create", protocol):
+        raise UnsupportedOperation(f"Protocol driver '{protocol}' does not support image creation")
+    groups = [context.formats.call("creation_options", format)]
+    if context.protocols.has("creation_options", protocol):
+        groups.append(context.protocols.call("creation_options", protocol))
+    return merge_declared(*groups)
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """What to create.
+
+    :ivar size: virtual size, bytes; ``None``: that of the backing file.
+    :ivar values: creation options, typed, without size and backing file.
+    :ivar backing_unsafe: do not open the backing file: it need not exist.
+    """
+
+    filename: str
+    format: str = "raw"
+    size: int | None = None
+    values: Mapping[str, Any] | None = None
+    backing_file: str | None = None
+    backing_format: str | None = None
+    backing_unsafe: bool = False
+
+
+def create(context: Context, request: CreateRequest, announce: Callable[[str], None] = lambda _: None) -> None:
+    """Create an image, with all that it needs.
+
+    :param announce: called with the ``Formatting`` line right before anything is created.
+    :raises ImageError: it cannot be done; nothing has been changed.
+    """
+    declared = declared_options(context, request.format, request.filename)
+    values = backing_values(request, declared)
+    size = request.size
+    if request.backing_file is not None and not (request.backing_unsafe and size is not None):
+        backing_size = _check_backing(context, request)
+        size = backing_size if size is None else size
+    if size is None:
+        raise InvalidOption("Image creation needs a size parameter")
+    size = -(-size // SECTOR) * SECTOR
+    values["size"] = size
+    announce(formatting_line(request.filename, request.format, declared, values))
+    with Creation(context) as creation:
+        creation.image(request.filename, request.format, size, values)
+
+
+def backing_values(request: CreateRequest, declared: Sequence[Option]) -> dict[str, Any]:
+    """The request's options with its backing file among them.
+
+    :raises InvalidOption: the format has no backing files, or this one makes no sense.
+    """
+    values = dict(request.values or {})
+    names = {option.name for option in declared}
+    if request.backing_file is None:
+        return values
+    if "backing_file" not in names:
+        raise InvalidOption(f"Backing file not supported for file format '{request.format}'")
+    if not request.backing_file:
+        raise InvalidOption("Expected backing file name, got empty string")
+    if request.backing_file == request.filename:
+        raise InvalidOption("Error: Trying to create an image with the same filename as the backing file")
+    values["backing_file"] = request.backing_file
+    if request.backing_format is not None:
+        values["backing_fmt"] = request.backing_format
+    return values
+
+
+def _check_backing(context: Context, request: CreateRequest) -> int:
+    """Open the backing file to see that it is there; its size in bytes."""
+    name = backing_filename(request.filename, request.backing_file or "")
+    if request.backing_format is not None:
+        try:
+            context.formats.load(request.backing_format)
+        except UnknownFormat as error:
+            raise UnknownFormat(f"Unknown backing file format '{request.backing_format}'", hint=error.hint) from None
+    try:
+        with context.open(name, request.backing_format, force_share=True) as backing:
+            size, detected = backing.size, backing.driver
+    except ImageError as error:
+        # The plain reason, once: opening has already said which file it is about.
+        cause = error.__cause__
+        text = str(cause) if isinstance(cause, NodeIOError) else str(error)
+        raise ImageError(text, hint="Could not open backing image.") from error
+    if request.backing_format is None:
+        raise InvalidOption("Backing file specified without backing format", hint=f"Detected format of {detected}.")
+    return size

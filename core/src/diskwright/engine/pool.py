@@ -1,0 +1,105 @@
+"""Worker threads that fit the machine and its limits, and a turnstile that keeps their results in order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_ADDRESS_SPACE_OF_THE_REST = 512 << 20
+_ADDRESS_SPACE_PER_THREAD = 96 << 20
+_STACK = 1 << 20
+
+
+def worker_count(wanted: int) -> int:
+    """How many threads to work with: never more than asked for or than there are cores.
+
+    Each thread's allocator arena reserves address space (64 MiB with glibc), so RLIMIT_AS counts too.
+    """
+    import resource
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(wanted, cores)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        count = min(count, (limit - _ADDRESS_SPACE_OF_THE_REST) // _ADDRESS_SPACE_PER_THREAD)
+    return max(1, count)
+
+
+class Stopped(Exception):
+    """Another worker has failed: leave."""
+
+
+class Workers:
+    """Runs the same loop in several threads, the calling thread being one of them; the first failure stops all."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._failure: BaseException | None = None
+
+    def check(self) -> None:
+        """Called by each worker now and then.
+
+        :raises Stopped: another worker has failed.
+        """
+        if self._failure is not None:
+            raise Stopped
+
+    def run(self, loop: Callable[[], None]) -> None:
+        """Run ``loop`` in all threads until it has returned in each.
+
+        :raises BaseException: whatever the first failing worker raised.
+        """
+        threads = [threading.Thread(target=self._guarded, args=(loop,)) for _ in range(self.count - 1)]
+        former = threading.stack_size(_STACK)
+        try:
+            for thread in threads:
+                thread.start()
+        finally:
+            threading.stack_size(former)
+        self._guarded(loop)
+        self._guarded(lambda: _join(threads))  # a signal while waiting stops the others too
+        _join(threads)
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except Stopped:
+            pass
+        except BaseException as failure:
+            if self._failure is None:
+                self._failure = failure
+
+
+def _join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join()
+
+
+class Turnstile:
+    """Lets workers pass in the order of their task numbers.
+
+    :param workers: asked while waiting, so that nobody waits for a worker that has failed.
+    :param ordered: False lets everybody pass at once.
+    """
+
+    def __init__(self, workers: Workers, *, ordered: bool = True) -> None:
+        self._workers = workers
+        self._ordered = ordered
+        self._turn = 0
+        self._moved = threading.Condition()
+
+    @contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Wait until all tasks with smaller numbers have passed; they are numbered 0, 1, 2 ..."""
+        with self._moved:
+            while self._ordered and self._turn != number:
+                self._workers.check()
+                self._moved.wait(0.1)
+        yield
+        with self._moved:
+            self._turn += 1
+            self._moved.notify_all()

@@ -1,0 +1,258 @@
+"""The copy engine between images in memory, against a model of bytes; small cells, so that there are many."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from diskwright.engine import copy as engine
+from diskwright.engine.pool import Turnstile, Workers
+from diskwright.engine.zeros import nonzero_runs
+from diskwright.errors import ImageError, UnsupportedOperation
+from diskwright.extent import Extent, ExtentTable, Kind
+from diskwright.node import Buffer, Bytes, Image, Node, Placement, WritableImage
+
+CELL = 4096
+
+
+class Memory(Node):
+    """A file in memory that can be written."""
+
+    read_only = False
+
+    def __init__(self, content: bytes) -> None:
+        self.content = bytearray(content)
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        part = self.content[offset : offset + len(buffer)]
+        buffer[:] = part + bytes(len(buffer) - len(part))
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        self.content[offset : offset + len(data)] = bytes(data)
+
+
+class Source(Image):
+    """Data, zeros and absent ranges at random, in runs of 512 bytes; half of the data is zeros too."""
+
+    def __init__(self, seed: int, size: int) -> None:
+        chance = random.Random(seed)
+        self.disk = Memory(bytes(size))
+        self.file = self.disk
+        self.runs: list[tuple[int, int, Kind]] = []
+        position = 0
+        while position < size:
+            length = min(size - position, 512 * chance.choice([1, 2, 3, 7, 8, 40]))
+            kind = chance.choice([Kind.DATA, Kind.DATA, Kind.ENCODED, Kind.ZERO, Kind.ABSENT])
+            if kind in (Kind.DATA, Kind.ENCODED) and chance.random() < 0.6:
+                self.disk.write_at(position, chance.randbytes(length))
+            self.runs.append((position, position + length, kind))
+            position += length
+        self.bind("source", lambda image, offset, length: self.map(offset, length))
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        self.disk.read_into(offset, buffer)
+
+    def map(self, offset: int, length: int) -> Iterator[Extent | ExtentTable]:
+        for start, end, kind in self.runs:
+            first, last = max(start, offset), min(end, offset + length)
+            if first < last:
+                placed = kind is Kind.DATA
+                yield Extent(first, last - first, kind, self.file if placed else None, first if placed else None)
+
+
+class Target(WritableImage):
+    """An image in memory with clusters; notes in which order they are asked for and when they are linked."""
+
+    def __init__(self, content: bytes, cluster_size: int | None = None) -> None:
+        super().__init__()
+        self.file = self.disk = Memory(content)
+        self.cluster_size = cluster_size
+        self.allocated: list[int] = []
+        self.linked: list[int] = []
+        self.zeroed: list[tuple[int, int]] = []
+
+    @property
+    def size(self) -> int:
+        return self.disk.size
+
+    def allocate(self, offset: int, length: int) -> Sequence[Placement]:
+        assert self.lock._is_owned()  # type: ignore[attr-defined]
+        self.allocated.append(offset)
+        return [Placement(offset, length, self.disk, offset)]
+
+    def link(self, placements: Sequence[Placement]) -> None:
+        self.linked += [placement.offset for placement in placements]
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        self.zeroed.append((offset, length))
+        self.disk.write_at(offset, bytes(length))
+
+
+class Shrinking(Target):
+    """A target that compresses: clusters of one byte value get smaller."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content, 1024)
+        self.compressed: list[int] = []
+
+    def compress(self, data: memoryview) -> bytes | None:
+        return bytes(data[:1]) if len(set(data)) == 1 else None
+
+    def write_compressed(self, offset: int, blob: bytes) -> None:
+        self.compressed.append(offset)
+        end = min(self.size, offset + 1024)
+        self.disk.write_at(offset, blob * (end - offset))
+
+
+@pytest.fixture(autouse=True)
+def _small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CELL", CELL)
+    monkeypatch.setattr(engine, "ZERO_CELLS", 3)
+    monkeypatch.setattr(engine, "worker_count", lambda wanted: wanted)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("parallel", [1, 4])
+@pytest.mark.parametrize("sparse_size", [0, 512, 4096])
+@pytest.mark.parametrize("zero_target", [True, False])
+@pytest.mark.parametrize("cluster_size", [None, 512, 8192])
+def test_every_byte_arrives(
+    seed: int, parallel: int, sparse_size: int, zero_target: bool, cluster_size: int | None
+) -> None:
+    sources = [Source(seed, 150 * 512), Source(seed + 50, 33 * 512)]
+    expected = b"".join(bytes(source.disk.content) for source in sources)
+    target = Target(bytes(len(expected)) if zero_target else b"\xaa" * len(expected), cluster_size)
+    options = engine.CopyOptions(sparse_size=sparse_size, parallel=parallel, target_is_zero=zero_target)
+    engine.copy(sources, target, options)
+    assert target.disk.content == expected
+    assert target.allocated == sorted(target.allocated)
+    assert sorted(target.linked) == target.allocated
+    if zero_target:
+        assert not target.zeroed
+    if not sparse_size:
+        assert not target.zeroed
+        assert target.allocated[0] == 0
+
+
+def test_with_a_backing_file_only_the_top_layer_is_written() -> None:
+    source = Source(7, 200 * 512)
+    target = Target(b"\xaa" * source.size)
+    engine.copy([source], target, engine.CopyOptions(backing_size=100 * 512))
+    for start, end, kind in source.runs:
+        found = target.disk.content[start:end]
+        if kind is Kind.ABSENT:
+            assert found == b"\xaa" * (end - start)
+        elif kind is Kind.ZERO:
+            inside = max(0, min(end, 100 * 512) - start)
+            assert found == bytes(inside) + b"\xaa" * (end - start - inside)
+        else:
+            assert found == source.disk.content[start:end]
+
+
+def test_zeros_of_a_new_target_are_not_written() -> None:
+    source = Source(1, 64 * 512)
+    source.disk.content[:] = bytes(source.size)
+    target = Target(bytes(source.size))
+    engine.copy([source], target, engine.CopyOptions())
+    assert not target.allocated
+
+
+def test_many_cells_of_zeros_are_one_call() -> None:
+    source = Source(1, 100 * CELL)
+    source.runs = [(0, source.size, Kind.ZERO)]
+    target = Target(b"\xaa" * source.size)
+    engine.copy([source], target, engine.CopyOptions(target_is_zero=False, parallel=1))
+    assert target.disk.content == bytes(source.size)
+    assert [length for _, length in target.zeroed] == [3 * CELL] * 33 + [CELL]
+
+
+def test_compressed_clusters_are_stored_in_order() -> None:
+    source = Source(3, 99 * 512)
+    for start in range(0, source.size, 2048):
+        source.disk.content[start : start + 1024] = b"\x11" * len(source.disk.content[start : start + 1024])
+    source.runs = [(0, source.size, Kind.DATA)]
+    target = Shrinking(bytes(source.size))
+    engine.copy([source], target, engine.CopyOptions(compress=True, parallel=3))
+    assert target.disk.content == source.disk.content
+    assert target.compressed == list(range(0, source.size, 2048))
+
+
+def test_progress_goes_up_to_all() -> None:
+    seen: list[tuple[int, int]] = []
+    source = Source(4, 64 * CELL)
+    engine.copy([source], Target(bytes(source.size)), engine.CopyOptions(), lambda *at: seen.append(at))
+    assert seen == sorted(seen)
+    assert seen[-1] == (source.size, source.size)
+
+
+@pytest.mark.parametrize("parallel", [1, 4])
+def test_a_failing_write_ends_the_copy_with_its_reason(parallel: int) -> None:
+    class Full(Memory):
+        def write_at(self, offset: int, data: Bytes) -> None:
+            if offset >= 10 * CELL:
+                raise OSError(28, "No space left on device")
+            super().write_at(offset, data)
+
+    source = Source(5, 64 * CELL)
+    target = Target(bytes(source.size))
+    target.disk = Full(bytes(source.size))
+    before = threading.active_count()
+    with pytest.raises(ImageError, match=r"^error while writing at byte \d+: No space left on device$"):
+        engine.copy([source], target, engine.CopyOptions(parallel=parallel))
+    assert threading.active_count() == before
+
+
+def test_a_failing_read_says_where() -> None:
+    class Bad(Source):
+        def read_encoded(self, offset: int, buffer: memoryview) -> None:
+            raise OSError(5, "Input/output error")
+
+    source = Bad(6, 64 * CELL)
+    with pytest.raises(ImageError, match=r"^error while reading at byte \d+: Input/output error$"):
+        engine.copy([source], Target(bytes(source.size)), engine.CopyOptions())
+
+
+def test_a_target_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(UnsupportedOperation):
+        engine.copy([Source(1, 512)], Source(2, 512), engine.CopyOptions())
+
+
+@pytest.mark.parametrize("block", [512, 1024, 4096])
+def test_runs_of_data_are_found(block: int) -> None:
+    chance = random.Random(block)
+    data = bytearray(20 * 4096 + 700)
+    for _ in range(12):
+        data[chance.randrange(len(data))] = 1
+    covered = bytearray(len(data))
+    for start, end in nonzero_runs(memoryview(data), block):
+        assert start % block == 0
+        assert end % block == 0 or end == len(data)
+        covered[start:end] = b"\1" * (end - start)
+        assert all(any(data[at : at + block]) for at in range(start, end, block))
+    assert not any(byte for byte, inside in zip(data, covered, strict=True) if not inside)
+
+
+def test_the_turnstile_keeps_the_order() -> None:
+    workers = Workers(4)
+    turnstile = Turnstile(workers)
+    numbers = iter(range(200))
+    passed: list[int] = []
+
+    def loop() -> None:
+        while (number := next(numbers, None)) is not None:
+            with turnstile.turn(number):
+                passed.append(number)
+
+    workers.run(loop)
+    assert passed == list(range(200))
