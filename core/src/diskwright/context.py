@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
 from .gate import Gate, Policy
+from .objects import ObjectStore
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -19,12 +20,14 @@ class Context:
     :ivar formats: the format drivers.
     :ivar protocols: the protocol drivers.
     :ivar gate: through which every file is opened.
+    :ivar objects: what images may refer to by an id, such as secrets.
     """
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.formats = Registry("diskwright.formats")
         self.protocols = Registry("diskwright.protocols", unknown="Unknown protocol '{}'")
         self.gate = Gate(self.protocols, policy or Policy())
+        self.objects = ObjectStore()
 
     def open(
         self,
@@ -38,6 +41,7 @@ class Context:
         exclusive: bool = False,
         cache: str = "writeback",
         options: Mapping[str, str] | None = None,
+        writable_depths: Collection[int] = (),
     ) -> Image:
         """Open an image with the layers below it.
 
@@ -49,6 +53,7 @@ class Context:
         :param exclusive: refuse while another process writes, also for formats that would share.
         :param cache: cache mode, one of ``writeback``, ``writethrough``, ``none``, ``directsync``, ``unsafe``.
         :param options: runtime options of the format driver.
+        :param writable_depths: layers of the chain to open for writing besides the top one: 1 is its backing file.
         :raises ImageError: it cannot be opened; the message starts with ``Could not open 'FILENAME'``.
         """
         from .graph import OpenRequest, open_image
@@ -61,6 +66,7 @@ class Context:
             exclusive=exclusive,
             cache=cache,
             options=options or {},
+            writable_depths=frozenset(writable_depths),
         )
         return open_image(self, filename, format, request)
 

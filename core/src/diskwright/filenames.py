@@ -6,7 +6,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from .errors import UnsupportedFeature
+from .errors import InvalidOption
 
 
 class FileName(NamedTuple):
@@ -32,8 +32,6 @@ def protocol_prefix(name: str) -> str | None:
 def parse_filename(name: str) -> FileName:
     """Take apart a name that a user gave, or a backing name (those may have a protocol)."""
     prefix = protocol_prefix(name)
-    if prefix == "json":
-        raise UnsupportedFeature("File names that start with 'json:' are not supported yet")
     if prefix == "file":
         return local_filename(name.removeprefix("file:"))
     if prefix is not None:
@@ -55,9 +53,12 @@ def backing_filename(overlay: str, backing: str) -> str:
 
     :param overlay: the name that the overlay was opened by.
     :param backing: the name that stands in the overlay.
+    :raises InvalidOption: the overlay has no name that something could be relative to.
     """
     if os.path.isabs(backing) or protocol_prefix(backing) is not None:
         return backing
+    if protocol_prefix(overlay) == "json":
+        raise InvalidOption(f"Cannot use relative backing file names for '{overlay}'")
     # A protocol prefix of the overlay stays in front: everything up to the last slash is kept.
     directory, slash, _ = overlay.rpartition("/")
     if slash:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError
+from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError, UnknownFormat
 from .filenames import FileName, backing_filename, local_filename, parse_filename
 from .hookspecs import PROBE_LENGTH, OpenOptions
 from .node import Image, Lockable, Node, Permission
+from .options import Option
+from .trees import JSON_PREFIX, Tree, flat, json_name, tree_from_json
 
 if TYPE_CHECKING:
     from .context import Context
@@ -20,7 +22,10 @@ MAX_CHAIN = 1000
 
 @dataclass(frozen=True)
 class OpenRequest:
-    """How to open an image; see :meth:`diskwright.context.Context.open` for the meaning of each."""
+    """How to open an image; see :meth:`diskwright.context.Context.open` for the meaning of each.
+
+    :ivar writable_depths: layers below the top one that are opened for writing too, by their depth.
+    """
 
     writable: bool = False
     backing: bool = True
@@ -29,6 +34,7 @@ class OpenRequest:
     exclusive: bool = False
     cache: str = "writeback"
     options: Mapping[str, str] | None = None
+    writable_depths: frozenset[int] = frozenset()
 
 
 def open_image(context: Context, filename: str, format: str | None, request: OpenRequest) -> Image:
@@ -56,17 +62,22 @@ def open_image(context: Context, filename: str, format: str | None, request: Ope
 
 
 def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
-    """Open the backing chain of an opened image, each layer for reading only.
+    """Open the backing chain of an opened image, each layer for reading unless the request names it for writing.
 
     :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
     """
-    below = replace(request, writable=False, exclusive=False, options=None)
     seen: set[Hashable] = {top.identity()}
     layer = top
-    for _ in range(MAX_CHAIN):
+    for depth in range(1, MAX_CHAIN):
+        if isinstance(layer.backing, Image):  # the caller has named it
+            layer = layer.backing
+            seen.add(layer.identity())
+            continue
         if layer.backing_file is None:
             return
         name = backing_filename(layer.filename, layer.backing_file)
+        # An overlay cannot bear that anyone changes what is below it, whatever its format.
+        below = replace(request, writable=depth in request.writable_depths, exclusive=True, options=None)
         try:
             backing = _open_layer(context, name, layer.backing_format, below, role="backing")
         except ImageError as error:
@@ -81,15 +92,92 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
 
 
 def _open_layer(context: Context, filename: str, format: str | None, request: OpenRequest, role: str | None) -> Image:
-    name = parse_filename(filename)
+    if filename.startswith(JSON_PREFIX):
+        return _open_tree(context, tree_from_json(filename), format, request, role)
     if format is not None:
         context.formats.load(format)
-    node = context.gate.open(name, writable=request.writable, role=role, cache=request.cache)
+    node = context.gate.open(parse_filename(filename), writable=request.writable, role=role, cache=request.cache)
     try:
         return open_format(context, node, filename, format, request)
     except BaseException:
         node.close()
         raise
+
+
+def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRequest, role: str | None) -> Image:
+    """Open an image that is named by the options of its nodes; the tree is consumed."""
+    name = json_name(tree)
+    driver = tree.pop("driver", None) or format
+    if isinstance(driver, dict):
+        raise InvalidOption("Parameter 'driver' expects a string")
+    if driver is None and "file" not in tree:
+        raise InvalidOption("Must specify either driver or file")
+    if "file" not in tree and driver is not None and _is_protocol(context, driver):
+        # A file as such is a disk too: the one that its bytes are.
+        tree, driver = {"file": {"driver": driver, **tree}}, "raw"
+    backing = tree.pop("backing", "")  # empty: as the image says
+    below = tree.pop("file", None)
+    if isinstance(below, str):
+        raise InvalidOption(f"Cannot find device='{below}' nor node-name='{below}'")
+    if below is None:
+        raise InvalidOption('A block device must be specified for "file"')
+    tree.pop("node-name", None)
+    if tree.pop("read-only", "off") == "on" and request.writable:
+        raise InvalidOption("Block node is read-only")
+    node = _open_file_tree(context, below, request, role)
+    plain = not tree and not isinstance(node, Image)
+    request = replace(request, options={key: value or "" for key, value in flat(tree).items()})
+    try:
+        image = open_format(context, node, node.filename if plain else name, driver, request)
+    except BaseException:
+        node.close()
+        raise
+    return _with_backing(context, image, backing, request)
+
+
+def _open_file_tree(context: Context, tree: Tree, request: OpenRequest, role: str | None) -> Node:
+    """Open what an image stands in: a protocol's node, or another image."""
+    driver = tree.get("driver")
+    if "file" in tree or (isinstance(driver, str) and not _is_protocol(context, driver)):
+        image = _open_tree(context, tree, None, replace(request, options=None), role)
+        attach_backing(context, image, request)
+        return image
+    values = flat(tree)
+    values.pop("driver", None)
+    filename = values.pop("filename", None)
+    if filename is None:
+        raise InvalidOption("The 'file' block driver requires a file name")
+    if isinstance(driver, str):
+        name = local_filename(filename) if driver == "file" else FileName(driver, filename)
+    else:
+        name = parse_filename(filename)
+    return context.gate.open(name, writable=request.writable, role=role, cache=request.cache, values=values)
+
+
+def _with_backing(context: Context, image: Image, backing: str | Tree | None, request: OpenRequest) -> Image:
+    """Let a tree's own word on the backing layer stand for the image's: null means none."""
+    if isinstance(backing, dict):
+        below = replace(request, writable=False, exclusive=True, options=None)
+        try:
+            image.backing = _open_tree(context, backing, None, below, role=None)
+        except BaseException:
+            image.close()
+            raise
+    elif backing:
+        image.close()
+        raise InvalidOption(f"Cannot find device='{backing}' nor node-name='{backing}'")
+    elif backing is None:
+        image.backing_file = None
+    return image
+
+
+def _is_protocol(context: Context, name: str) -> bool:
+    try:
+        context.formats.load(name)
+    except UnknownFormat:
+        context.protocols.load(name)
+        return True
+    return False
 
 
 def open_format(
@@ -126,8 +214,9 @@ def open_format(
         filename=filename,
         writable=request.writable,
         describe_only=request.describe_only,
-        values=request.options or {},
+        values=_runtime_values(context, format, request),
         open_child=open_child,
+        secret=context.objects.secret,
     )
     try:
         image: Image = context.formats.call("open", format, source=node, options=options)
@@ -139,6 +228,24 @@ def open_format(
     image.read_only = not request.writable
     image.bind(format, context.formats.block_status(format))
     return image
+
+
+def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict[str, Any]:
+    """The typed runtime options of the format.
+
+    :raises InvalidOption: the format does not know one of them.
+    """
+    given = request.options or {}
+    if not given:
+        return {}
+    declared: Sequence[Option] = ()
+    if context.formats.has("runtime_options", format):
+        declared = context.formats.call("runtime_options", format)
+    by_name = {option.name: option for option in declared}
+    for name in given:
+        if name not in by_name:
+            raise InvalidOption(f"Block format '{format}' does not support the option '{name}'")
+    return {name: by_name[name].parse(text) for name, text in given.items()}
 
 
 def probe(context: Context, node: Node) -> str:

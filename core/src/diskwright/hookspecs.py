@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pluggy
 
+from .errors import ImageError
 from .extent import Extent, ExtentTable
 from .node import Image, Node
 from .options import Option
@@ -42,6 +43,14 @@ class ProbeHit(NamedTuple):
     score: int
 
 
+def no_secrets(id: str) -> bytes:
+    """Where no objects are defined, no secret exists.
+
+    :raises ImageError: always.
+    """
+    raise ImageError(f"No secret with id '{id}'")
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     """What ``open`` of a format is told besides the node.
@@ -49,16 +58,18 @@ class OpenOptions:
     :ivar filename: the name the user gave, for messages.
     :ivar writable: whether the image will be written.
     :ivar describe_only: only ``describe`` and ``snapshot_list`` will be asked: open no child, need no secret.
-    :ivar values: runtime options of the driver, by name, as text.
+    :ivar values: the runtime options that were given, by name, each of the type that ``runtime_options`` declares.
     :ivar open_child: ``open_child(name, role)`` opens another file that the image refers to (role e.g. ``data-file``),
         through the caller's policy, with the image's own access mode. The name is a plain file name, never a URL.
+    :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
     """
 
     filename: str
     writable: bool
     describe_only: bool
-    values: Mapping[str, str]
+    values: Mapping[str, Any]
     open_child: Callable[[str, str], Node]
+    secret: Callable[[str], bytes] = no_secrets
 
 
 @dataclass(frozen=True)
@@ -70,12 +81,14 @@ class CreateOptions:
     :ivar values: the creation options by name, each of its declared type; options not given are absent.
     :ivar create_child: ``create_child(name, size, preallocation)`` creates or overwrites another file that belongs to
         the image (a data file, an extent) and opens it for writing.
+    :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
     """
 
     filename: str
     size: int
     values: Mapping[str, Any]
     create_child: Callable[[str, int, str], Node]
+    secret: Callable[[str], bytes] = no_secrets
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of an option, or the default."""
@@ -116,6 +129,35 @@ class Description:
     cluster_size: int | None = None
 
 
+@dataclass(frozen=True)
+class Bitmap:
+    """One persistent dirty bitmap.
+
+    :ivar granularity: bytes of guest data for each bit, a power of two.
+    :ivar enabled: whether writes are recorded in it.
+    :ivar inconsistent: whether it was in use when the image was not closed cleanly, so that nobody knows what it says.
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    inconsistent: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How much space an image takes.
+
+    :ivar required: bytes of the file with the data that there is.
+    :ivar fully_allocated: bytes of the file once the whole disk has been written.
+    :ivar bitmaps: bytes that persistent bitmaps take, ``None`` if they cannot be copied.
+    """
+
+    required: int
+    fully_allocated: int
+    bitmaps: int | None = None
+
+
 @dataclass
 class CheckResult:
     """What ``check`` found.
@@ -141,6 +183,7 @@ class CheckResult:
     fragmented_clusters: int = 0
 
     MAX_FINDINGS = 10_000
+    """Findings kept; the counts go on."""
 
     def error(self, line: str) -> None:
         """Count a corruption and note what it is."""
@@ -184,6 +227,11 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def runtime_options(self) -> Sequence[Option]:
+        """The options that ``open`` takes; without this hook there are none. Dots in their names are levels."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def creation_options(self) -> Sequence[Option]:
         """The options that ``create`` takes, ``size`` included, in the order in which they are to be shown."""
         raise NotImplementedError
@@ -211,6 +259,22 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def amend_options(self) -> Sequence[Option]:
+        """The options that ``amend`` takes, in the order in which they are to be shown."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def amend(self, image: Image, values: Mapping[str, Any], force: bool) -> bool:
+        """Change what was laid down when an image, opened for writing, was created.
+
+        :param values: options of ``amend_options`` by name, each of its declared type.
+        :param force: go ahead where guest data may become unreadable.
+        :returns: True, once the change is written and flushed.
+        :raises InvalidOption: the options contradict each other or the image; it is unchanged.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def describe(self, image: Image) -> Description:
         """The facts that ``info`` shows; reads metadata of the image itself only."""
         raise NotImplementedError
@@ -221,9 +285,123 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def check(self, image: Image) -> CheckResult:
-        """Compare all metadata with itself and with the file; nothing is changed.
+    def snapshot_create(self, image: Image, name: str) -> bool:
+        """Keep the present content of the disk as an internal snapshot.
 
+        :param name: need not be unique; cut to what the format can hold.
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def snapshot_apply(self, image: Image, snapshot: Snapshot) -> bool:
+        """Give the disk the content, and the size, that it had when the snapshot was made.
+
+        :param snapshot: one of those that ``snapshot_list`` has named.
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def snapshot_delete(self, image: Image, snapshot: Snapshot) -> bool:
+        """Remove a snapshot and what only it needs.
+
+        :param snapshot: one of those that ``snapshot_list`` has named.
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def resize(self, image: Image, size: int, preallocation: str) -> bool:
+        """Give the disk another size; what is new reads as zeros, what is cut off is lost.
+
+        :param size: bytes, a multiple of 512.
+        :param preallocation: ``off``, ``metadata``, ``falloc`` or ``full``, for what is new; ``off`` when it shrinks.
+        :returns: True.
+        :raises InvalidOption: the format cannot have that size or mode.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def set_backing(self, image: Image, backing_file: str | None, backing_format: str | None) -> bool:
+        """Note another backing file in the image, or none; its content is not looked at.
+
+        :returns: True.
+        :raises InvalidOption: the names do not fit into the image.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def make_empty(self, image: Image) -> bool:
+        """Forget all data of this layer, so that the backing layer shows everywhere.
+
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def measure(
+        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]], source: Image | None
+    ) -> Measurement:
+        """Tell how large an image with these creation options would be.
+
+        :param size: virtual size, bytes.
+        :param values: creation options, typed.
+        :param ranges: the guest ranges that hold data, (offset, length) in bytes, in order.
+        :param source: the image that would be converted, for its bitmaps; ``None`` without one.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def bitmap_list(self, image: Image) -> Sequence[Bitmap]:
+        """The persistent dirty bitmaps."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def bitmap_add(self, image: Image, bitmap: Bitmap) -> bool:
+        """Add an empty bitmap.
+
+        :returns: True.
+        :raises InvalidOption: the image cannot have it.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def bitmap_remove(self, image: Image, name: str) -> bool:
+        """Remove a bitmap, which may be inconsistent.
+
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def bitmap_enable(self, image: Image, name: str, enabled: bool) -> bool:
+        """Set whether writes are recorded in a bitmap.
+
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def bitmap_ranges(self, image: Image, name: str) -> Iterable[tuple[int, int]]:
+        """The guest ranges that a bitmap marks as dirty: (offset, length) in bytes, in order, produced lazily."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def bitmap_fill(self, image: Image, name: str, ranges: Iterable[tuple[int, int]], clear: bool) -> bool:
+        """Mark guest ranges as dirty; a bit is set if any byte of it is in a range.
+
+        :param clear: whether to forget before what is marked now.
+        :returns: True.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def check(self, image: Image, repair: str | None) -> CheckResult:
+        """Compare all metadata with itself and with the file.
+
+        :param repair: ``None``: change nothing; ``leaks``: give back leaked clusters; ``all``: repair what can be
+            repaired without losing data. The result is what was found before, and how much of it was repaired.
         :raises OSError: the metadata cannot be read at all.
         """
         raise NotImplementedError

@@ -350,6 +350,17 @@ def read_extent(layer: Node, extent: Extent, buffer: memoryview) -> None:
         buffer[:] = bytes(len(buffer))
 
 
+def all_nodes(top: Node) -> Iterator[Node]:
+    """A node, everything it stands on, and all layers below."""
+    pending = [top]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(node.children().values())
+        if isinstance(node, Image) and node.backing is not None:
+            pending.append(node.backing)
+
+
 def _singly(items: Iterable[Extent | ExtentTable]) -> Iterator[Extent]:
     for item in items:
         if isinstance(item, ExtentTable):

@@ -138,7 +138,7 @@ class Registry:
         plugin = self.load(name)
         return any(caller.name == hook for caller in self.manager.get_hookcallers(plugin) or ())
 
-    def call(self, hook: str, name: str, **arguments: Any) -> Any:
+    def call(self, hook: str, name: str, /, **arguments: Any) -> Any:
         """Call a hook of one driver.
 
         :raises UnsupportedOperation: the driver does not implement it.

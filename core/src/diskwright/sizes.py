@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from .errors import InvalidOption
 
@@ -23,17 +22,18 @@ def parse_size(text: str) -> int:
     Source: qemu ``qemu_strtosz``; fractions need a suffix other than ``b`` and are rounded half up.
     """
     if match := _HEX.fullmatch(text):
-        value = Fraction(int(match[1], 16))
+        size = int(match[1], 16)
     elif match := _DECIMAL.fullmatch(text):
-        fraction = match[2] or match[3]
+        fraction = match[2] or match[3] or ""
         shift = _UNITS[(match[4] or "b").lower()]
         if fraction and not shift:
             raise InvalidOption(text)
-        number = (match[1] or "") + (fraction or "")
-        value = Fraction(number if not number.endswith(".") else number[:-1]) * (1 << shift)
+        decimals = fraction.removeprefix(".")
+        scaled = int((match[1] or "") + decimals) << shift
+        divisor = 10 ** len(decimals)
+        size = (2 * scaled + divisor) // (2 * divisor)
     else:
         raise InvalidOption(text)
-    size = int(value + Fraction(1, 2))
     if size > MAX_UINT64:
         raise InvalidOption(text)
     return size

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
-from ..node import Compressing, Image
+from ..node import Compressing, Image, all_nodes
 from ..options import parse_options
 from .copy import CopyOptions, Progress, copy, no_progress
-from .creation import CreateRequest, Creation, backing_values, declared_options
+from .creation import CreateRequest, Creation, backing_values, declared_options, require_unused
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -65,6 +65,8 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
         else:
             target = context.open(request.target, request.format, writable=True, cache=request.cache)
             stack.enter_context(target)
+            for node in all_nodes(target):
+                require_unused(node, sources)
             _copy(request, sources, target, progress, new=False)
             target.flush()
 
@@ -106,7 +108,7 @@ def _convert_into_new(
     values: Mapping[str, Any],
     progress: Progress,
 ) -> None:
-    with Creation(context, request.cache) as creation:
+    with Creation(context, request.cache, sources) as creation:
         try:
             node = creation.image(request.target, request.format, size, values)
         except ImageError as error:
@@ -120,12 +122,14 @@ def _copy(request: ConvertRequest, sources: Sequence[Image], target: Image, prog
         raise InvalidImage("output file is smaller than input file", filename=request.target)
     if request.compress and not isinstance(target, Compressing):
         raise UnsupportedOperation("Compression not supported for this file format")
+    backing = target.backing if new else None
     options = CopyOptions(
         compress=request.compress,
         sparse_size=request.sparse_size,
         parallel=request.parallel,
         out_of_order=request.out_of_order,
         target_is_zero=new and target.new_reads_zero(),
-        backing_size=target.backing.size if new and target.backing is not None else None,
+        depth_limit=None if backing is None else 1,
+        backing_size=0 if backing is None else backing.size,
     )
     copy(sources, target, options, progress)

@@ -19,6 +19,7 @@ from ..extent import Extent, Kind
 from ..node import SECTOR, Compressing, Image, Node, WritableImage, Zeroing, read_extent, write_placed
 from .chain import layers, resolve
 from .pool import Turnstile, Workers, worker_count
+from .ranges import Range, difference, intersection, joined
 from .zeros import nonzero_runs
 
 CELL = 1 << 20
@@ -26,7 +27,6 @@ CELL = 1 << 20
 ZERO_CELLS = 1024
 """Zeros are written this many cells at once."""
 
-Range: TypeAlias = tuple[int, int]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes there are, by several threads but one at a time."""
 
@@ -44,8 +44,10 @@ class CopyOptions:
     :ivar parallel: most threads to work with.
     :ivar out_of_order: let each thread allocate when it can, instead of in guest order.
     :ivar target_is_zero: the target reads as zeros wherever nothing is written.
-    :ivar backing_size: size of the target's backing file in bytes, ``None`` without one; with one, what the top layer
-        of the source does not have is left to it.
+    :ivar depth_limit: how many layers of each source are copied, ``None`` for all; what only lower layers have is left
+        to what lies below the target.
+    :ivar backing_size: where the target reads as zero by itself, offset in bytes at which its backing layer ends; 0
+        without one.
     """
 
     compress: bool = False
@@ -53,7 +55,8 @@ class CopyOptions:
     parallel: int = 8
     out_of_order: bool = False
     target_is_zero: bool = True
-    backing_size: int | None = None
+    depth_limit: int | None = None
+    backing_size: int = 0
 
 
 class Piece(NamedTuple):
@@ -100,16 +103,15 @@ def copy(sources: Sequence[Image], target: Image, options: CopyOptions, progress
 def pieces_of(sources: Sequence[Image], options: CopyOptions) -> Iterator[Piece]:
     """What is to be written, in the order of the target; what needs no writing is left out."""
     base = 0
-    has_backing = options.backing_size is not None
     zeros_end = _zeros_end(options, sum(source.size for source in sources))
     for source in sources:
         chain = layers(source)
-        for table in resolve(source, depth_limit=1 if has_backing else None):
+        for table in resolve(source, depth_limit=options.depth_limit):
             for extent in table:
                 start = base + extent.offset
                 if extent.kind in (Kind.DATA, Kind.ENCODED):
                     yield Piece(start, extent.length, chain[extent.depth], extent)
-                elif start < zeros_end and not (has_backing and extent.kind is Kind.ABSENT):
+                elif start < zeros_end and not (options.depth_limit and extent.kind is Kind.ABSENT):
                     yield Piece(start, min(extent.length, zeros_end - start), None, None)
         base += source.size
 
@@ -118,7 +120,7 @@ def _zeros_end(options: CopyOptions, total: int) -> int:
     """The offset up to which zeros have to be written; behind it the target reads as zeros by itself."""
     if not options.target_is_zero or not options.sparse_size:
         return total
-    return options.backing_size or 0
+    return options.backing_size
 
 
 def plan(pieces: Iterable[Piece], cell: int, zeros_at_once: int) -> Iterator[Task]:
@@ -159,7 +161,7 @@ class _Copy:
     ) -> None:
         self.target = target
         self.options = options
-        self.explicit = not options.target_is_zero or options.backing_size is not None
+        self.explicit = not options.target_is_zero or options.depth_limit is not None
         cluster = target.cluster_size
         self.cell = max(CELL, cluster or 0)
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
@@ -245,13 +247,13 @@ class _Copy:
         """
         wanted = [(piece.offset - cell_start, piece.end - cell_start) for piece in pieces]
         if not self.options.sparse_size:
-            return _joined(wanted), []
+            return list(joined(wanted)), []
         runs = nonzero_runs(view, self.block)
         if not self.explicit:
             return runs, []
-        wanted = _joined(wanted)
-        data = _common(wanted, runs)
-        return data, _without(wanted, data)
+        wanted = list(joined(wanted))
+        data = list(intersection(wanted, runs))
+        return data, list(difference(wanted, data))
 
     def _write(self, number: int, cell_start: int, data: list[Range], view: memoryview) -> None:
         target = self.target
@@ -299,38 +301,7 @@ def _failing(action: str, offset: int) -> Iterator[None]:
     """Say where and at what a copy failed."""
     try:
         yield
-    except ImageError as error:
-        raise error.in_context(f"error while {action} at byte {offset}") from error
     except OSError as error:
         raise NodeIOError(f"error while {action} at byte {offset}", error) from error
-
-
-def _joined(ranges: list[Range]) -> list[Range]:
-    """The same ranges with neighbours that touch made one."""
-    joined: list[Range] = []
-    for first, last in ranges:
-        if joined and joined[-1][1] == first:
-            joined[-1] = (joined[-1][0], last)
-        else:
-            joined.append((first, last))
-    return joined
-
-
-def _common(left: list[Range], right: list[Range]) -> list[Range]:
-    """What two sorted lists of ranges have in common."""
-    return [(max(a, c), min(b, d)) for a, b in left for c, d in right if max(a, c) < min(b, d)]
-
-
-def _without(ranges: list[Range], holes: list[Range]) -> list[Range]:
-    """The ranges without parts of them; ``holes`` are sorted and lie inside."""
-    rest: list[Range] = []
-    for first, last in ranges:
-        position = first
-        for start, end in holes:
-            if first <= start < last:
-                if position < start:
-                    rest.append((position, start))
-                position = end
-        if position < last:
-            rest.append((position, last))
-    return rest
+    except ImageError as error:
+        raise error.in_context(f"error while {action} at byte {offset}") from error

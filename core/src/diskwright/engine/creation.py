@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, InvalidOption, NodeIOError, UnknownFormat, UnsupportedOperation
+from ..errors import ImageError, InvalidOption, LockConflict, NodeIOError, UnknownFormat, UnsupportedOperation
 from ..filenames import FileName, backing_filename, local_filename, parse_filename
 from ..graph import OpenRequest, attach_backing, open_format
 from ..hookspecs import CreatedNode, CreateOptions
-from ..node import SECTOR, Image, Node, Truncatable
+from ..node import SECTOR, Image, Node, Truncatable, all_nodes
 from ..options import Option, formatting_line, merge_declared
 
 if TYPE_CHECKING:
@@ -22,19 +22,36 @@ class Creation:
     """The files that one operation creates. Use it with ``with``: leaving by an exception undoes everything.
 
     :param cache: cache mode of all files, see :class:`ProtocolOptions`.
+    :param sources: images that are being read and that no new file may take the place of.
     """
 
-    def __init__(self, context: Context, cache: str = "writeback") -> None:
+    def __init__(self, context: Context, cache: str = "writeback", sources: Iterable[Image] = ()) -> None:
         self.context = context
         self.cache = cache
+        self._sources = list(sources)
         self._nodes: dict[str, CreatedNode] = {}
         self._images: list[Image] = []
+        self._key_ids: dict[CreatedNode, dict[str, str]] = {}
 
     def file(self, name: FileName, values: Mapping[str, Any]) -> CreatedNode:
-        """A new, empty file that will replace what has that name now."""
+        """A new, empty file that will replace what has that name now.
+
+        :raises LockConflict: that is one of the sources, or a file that they stand on.
+        """
+        self._require_unused(name)
         node = self.context.gate.create(name, values=values, cache=self.cache)
         self._nodes[name.path] = node
         return node
+
+    def _require_unused(self, name: FileName) -> None:
+        if not self._sources:
+            return
+        try:
+            present = self.context.gate.open(name, writable=False, role=None, cache=self.cache)
+        except ImageError:
+            return  # nothing is there, or creating will say what is wrong with it
+        with present:
+            require_unused(present, self._sources)
 
     def child(self, path: str, size: int, preallocation: str) -> Node:
         """A further file of the image, named by a path."""
@@ -50,14 +67,17 @@ class Creation:
         :param values: creation options, typed.
         """
         node = self.file(parse_filename(filename), values)
+        self._key_ids[node] = {name: str(id) for name, id in values.items() if name.endswith("key-secret")}
         size = -(-size // SECTOR) * SECTOR
-        options = CreateOptions(filename=filename, size=size, values=values, create_child=self.child)
+        options = CreateOptions(
+            filename=filename, size=size, values=values, create_child=self.child, secret=self.context.objects.secret
+        )
         self.context.formats.call("create", format, target=node, options=options)
         return node
 
     def opened(self, node: CreatedNode, filename: str, format: str) -> Image:
-        """The image created in a node, opened for writing."""
-        request = OpenRequest(writable=True, cache=self.cache)
+        """The image created in a node, opened for writing with the secrets that it was created with."""
+        request = OpenRequest(writable=True, cache=self.cache, options=self._key_ids.get(node))
         image = open_format(self.context, node, filename, format, request, created=self._nodes)
         self._images.append(image)
         attach_backing(self.context, image, request)
@@ -96,6 +116,18 @@ class Creation:
         for node in self._nodes.values():
             with suppress(ImageError, OSError):
                 node.abandon()
+
+
+def require_unused(target: Node, sources: Iterable[Image]) -> None:
+    """Refuse to write to a file that is being read. Locks would find that too, but not if they are shared or missing.
+
+    :raises LockConflict: the target is one of the nodes that the sources stand on.
+    """
+    identity = target.identity()
+    if identity is not None and any(node.identity() == identity for source in sources for node in all_nodes(source)):
+        raise LockConflict(
+            'Failed to get "write" lock', hint=f"Is another process using the image [{target.filename}]?"
+        )
 
 
 def declared_options(context: Context, format: str, filename: str) -> list[Option]:

@@ -1,0 +1,210 @@
+"""The library's functions; import them from :mod:`diskwright`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .context import Context, default_context
+from .errors import InvalidOption
+from .extent import Extent, ExtentTable
+from .node import Image
+from .options import parse_options
+from .sizes import parse_size
+
+if TYPE_CHECKING:
+    from .engine.compare import Comparison
+    from .hookspecs import CheckResult, Description, Snapshot
+
+Name: TypeAlias = str | os.PathLike[str]
+
+
+def open(
+    filename: Name,
+    format: str | None = None,
+    *,
+    writable: bool = False,
+    backing: bool = True,
+    force_share: bool = False,
+    options: Mapping[str, str] | None = None,
+    context: Context | None = None,
+) -> Image:
+    """Open an image with its backing chain.
+
+    The result reads as one disk: ``size``, ``read_at(offset, length)``, ``read_into(offset, buffer)``; opened for
+    writing also ``write_at(offset, data)`` and ``flush()``. Close it, or use it with ``with``. Several threads may read
+    at once.
+
+    :param filename: a path, or a name with a protocol prefix.
+    :param format: name of the format; probed if None. Do not probe images from strangers that may be raw.
+    :param writable: whether to allow writing; only the top layer is ever written.
+    :param backing: False opens the top layer only; what it lacks reads as zeros.
+    :param force_share: open for reading even while another process writes.
+    :param options: runtime options of the format driver.
+    :raises ImageError: it cannot be opened.
+    """
+    return (context or default_context()).open(
+        os.fspath(filename), format, writable=writable, backing=backing, force_share=force_share, options=options
+    )
+
+
+def create(
+    filename: Name,
+    format: str,
+    size: int | str | None = None,
+    *,
+    backing_file: Name | None = None,
+    backing_format: str | None = None,
+    context: Context | None = None,
+    **options: Any,
+) -> None:
+    """Create an empty image.
+
+    :param size: virtual size in bytes, or text as ``"20G"``; ``None``: that of the backing file.
+    :param backing_file: the image below; a relative name is relative to the new image.
+    :param options: creation options of the format, as ``cluster_size="2M"``, ``lazy_refcounts=True``.
+    :raises ImageError: it cannot be created; nothing has been changed.
+    """
+    from .engine.creation import CreateRequest, declared_options
+    from .engine.creation import create as run
+
+    context = context or default_context()
+    declared = declared_options(context, format, os.fspath(filename))
+    request = CreateRequest(
+        filename=os.fspath(filename),
+        format=format,
+        size=parse_size(size) if isinstance(size, str) else size,
+        values=parse_options(declared, option_strings(options)),
+        backing_file=None if backing_file is None else os.fspath(backing_file),
+        backing_format=backing_format,
+    )
+    run(context, request)
+
+
+def convert(
+    source: Name | Sequence[Name],
+    target: Name,
+    *,
+    format: str = "raw",
+    source_format: str | None = None,
+    compress: bool = False,
+    create: bool = True,
+    options: Mapping[str, Any] | None = None,
+    backing_file: Name | None = None,
+    backing_format: str | None = None,
+    cache: str = "writeback",
+    parallel: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    context: Context | None = None,
+) -> None:
+    """Copy the disk of an image, or of several one behind the other, into another image.
+
+    :param format: format of the target.
+    :param compress: compress the data in the target.
+    :param create: False to write into an existing target.
+    :param options: creation options of the target.
+    :param cache: cache mode of the target; the default returns when the data is on stable storage, ``unsafe`` before.
+    :param parallel: most threads to work with.
+    :param progress: called now and then with the bytes done and the bytes there are.
+    :raises ImageError: it failed; a target that did not exist is not there, one that was to be replaced is as before.
+    """
+    from .engine.convert import ConvertRequest
+    from .engine.convert import convert as run
+    from .engine.copy import no_progress
+
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    request = ConvertRequest(
+        sources=[os.fspath(name) for name in sources],
+        target=os.fspath(target),
+        source_format=source_format,
+        format=format,
+        options=option_strings(options or {}),
+        create=create,
+        backing_file=None if backing_file is None else os.fspath(backing_file),
+        backing_format=backing_format,
+        cache=cache,
+        compress=compress,
+        parallel=parallel,
+    )
+    run(context or default_context(), request, progress or no_progress)
+
+
+def compare(
+    first: Name,
+    second: Name,
+    *,
+    first_format: str | None = None,
+    second_format: str | None = None,
+    strict: bool = False,
+    context: Context | None = None,
+) -> Comparison:
+    """Compare the content of two images, through their backing chains.
+
+    :param strict: also take different sizes and different allocation as a difference.
+    :returns: what was found; true if they are the same.
+    """
+    from .engine.compare import compare as run
+
+    context = context or default_context()
+    with (
+        context.open(os.fspath(first), first_format) as left,
+        context.open(os.fspath(second), second_format) as right,
+    ):
+        return run(left, right, strict=strict)
+
+
+def check(filename: Name, format: str | None = None, *, context: Context | None = None) -> CheckResult:
+    """Look for inconsistencies in an image's metadata; nothing is changed.
+
+    :raises UnsupportedOperation: the format has no check.
+    """
+    context = context or default_context()
+    with context.open(os.fspath(filename), format, backing=False) as image:
+        result: CheckResult = context.formats.call("check", image.driver, image=image, repair=None)
+        return result
+
+
+def describe(image: Image, *, context: Context | None = None) -> Description:
+    """The facts that a format has of an opened image.
+
+    :raises UnsupportedOperation: the format has none.
+    """
+    result: Description = (context or default_context()).formats.call("describe", image.driver, image=image)
+    return result
+
+
+def snapshots(image: Image, *, context: Context | None = None) -> Sequence[Snapshot]:
+    """The internal snapshots of an opened image.
+
+    :raises UnsupportedOperation: the format has no snapshots.
+    """
+    result: Sequence[Snapshot] = (context or default_context()).formats.call("snapshot_list", image.driver, image=image)
+    return result
+
+
+def extents(image: Image, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
+    """Where the bytes of a disk are, through all its layers, in order and without gaps.
+
+    :param length: bytes; up to the end of the disk if None.
+    """
+    for table in extent_tables(image, offset, length):
+        yield from table
+
+
+def extent_tables(image: Image, offset: int = 0, length: int | None = None) -> Iterator[ExtentTable]:
+    """As :func:`extents`, in bulk: numpy tables of many extents each."""
+    from .engine.chain import resolve
+
+    if offset < 0 or (length is not None and length < 0) or offset + (length or 0) > image.size:
+        raise InvalidOption("The range is not inside the image")
+    return resolve(image, offset, length)
+
+
+def option_strings(options: Mapping[str, Any]) -> list[str]:
+    """Keyword options in the syntax of the command line, so that both are checked alike."""
+    strings = []
+    for name, value in options.items():
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        strings.append(f"{name}={text.replace(',', ',,')}")
+    return strings

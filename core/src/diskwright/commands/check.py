@@ -1,0 +1,73 @@
+"""Look for inconsistencies in an image. Nothing is changed.
+
+Exit code: 0 none found, 1 the check failed, 2 corruptions, 3 leaked clusters only, 63 the format has no checks.
+
+Examples:
+  diskwright check disk.qcow2
+  diskwright check --output json disk.qcow2
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
+
+from ..errors import ImageError, InvalidOption, UnsupportedOperation
+from .common import add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
+
+if TYPE_CHECKING:
+    from ..cli import App
+    from ..hookspecs import CheckResult
+
+EXIT_CLEAN, EXIT_FAILED, EXIT_CORRUPT, EXIT_LEAKS = 0, 1, 2, 3
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options of ``check``."""
+    add_source_arguments(parser)
+    add_output_argument(parser)
+    parser.add_argument("-r", "--repair", metavar="leaks|all", help="repair what was found (not supported yet)")
+    parser.add_argument("-T", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no summary")
+    parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the image")
+
+
+def run(args: Namespace, app: App) -> int:
+    """Run ``check``."""
+    as_json = wants_json(args)
+    if args.repair not in (None, "leaks", "all"):
+        raise InvalidOption(f"--repair (-r) expects 'leaks' or 'all', not '{args.repair}'")
+    filename = single_operand(args)
+    cache = cache_mode(args.cache)
+    if args.repair is not None:
+        raise UnsupportedOperation("Repairing images is not supported yet")
+    from ..engine.checking import check
+
+    with app.context.open(filename, args.format, force_share=args.force_share, cache=cache) as image:
+        result = check(app.context, image)
+        driver = image.driver
+    for finding in result.findings:
+        app.err.line(finding)
+    if not args.quiet:
+        _report(app, filename, driver, result, as_json=as_json)
+    return _exit_code(result)
+
+
+def _report(app: App, filename: str, format: str, result: CheckResult, *, as_json: bool) -> None:
+    from ..render.check_text import check_lines, check_object
+
+    if as_json:
+        from ..render.json_text import json_text
+
+        app.out.write(json_text(check_object(filename, format, result)) + "\n")
+        return
+    for line in check_lines(result):
+        app.out.line(line)
+
+
+def _exit_code(result: CheckResult) -> int:
+    if result.check_errors:
+        raise ImageError("Check failed")
+    if result.corruptions:
+        return EXIT_CORRUPT
+    return EXIT_LEAKS if result.leaks else EXIT_CLEAN

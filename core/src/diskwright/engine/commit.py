@@ -1,0 +1,78 @@
+"""Committing: what the layers above a base hold is written into the base."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..errors import ImageError, InvalidOption
+from ..node import Image, Node
+from .chain import layers
+from .copy import CopyOptions, Progress, copy, no_progress
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+@dataclass(frozen=True)
+class CommitRequest:
+    """What to commit.
+
+    :ivar filename: the top layer.
+    :ivar base: the layer to commit into, as the chain names it; ``None``: the one below the top.
+    :ivar drop: leave the top layer as it is, instead of emptying it.
+    """
+
+    filename: str
+    format: str | None = None
+    base: str | None = None
+    drop: bool = False
+    cache: str = "writeback"
+
+
+def commit(context: Context, request: CommitRequest, progress: Progress = no_progress) -> None:
+    """Write into the base what the layers above it hold; the base grows if it is smaller.
+
+    The layers above stay complete until the base is on stable storage, so that the disk reads the same at any time.
+
+    :raises ImageError: it failed.
+    """
+    with context.open(request.filename, request.format, force_share=True) as chain:
+        depth = find_base(chain, request.base, request.filename)
+    with context.open(
+        request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}
+    ) as top:
+        base = layers(top)[depth]
+        if not isinstance(base, Image):
+            raise InvalidOption(f"'{base.filename}' cannot be written")
+        if base.size < top.size:
+            context.formats.call("resize", base.driver, image=base, size=top.size, preallocation="off")
+        copy([top], base, CopyOptions(target_is_zero=False, depth_limit=depth), progress)
+        base.flush()
+        # With layers between top and base, an emptied top would show their data again where the top had newer.
+        if not request.drop and depth == 1 and context.formats.has("make_empty", top.driver):
+            context.formats.call("make_empty", top.driver, image=top)
+        top.flush()
+
+
+def find_base(top: Image, base: str | None, filename: str) -> int:
+    """The depth of the layer of that name.
+
+    :param filename: the name of the top layer, for messages.
+    :raises ImageError: there is none.
+    """
+    chain = layers(top)
+    if len(chain) == 1:
+        raise ImageError("Image does not have a backing file")
+    if base is None:
+        return 1
+    for depth, (overlay, layer) in enumerate(pairwise(chain), 1):
+        if base in _names(overlay, layer) or os.path.realpath(base) == os.path.realpath(layer.filename):
+            return depth
+    raise ImageError(f"Did not find '{base}' in the backing chain of '{filename}'")
+
+
+def _names(overlay: Node, layer: Node) -> set[str | None]:
+    return {layer.filename, overlay.backing_file if isinstance(overlay, Image) else None}

@@ -1,0 +1,133 @@
+"""What there is to say of an image without reading its data: sizes, backing file, snapshots, the format's own facts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImageError, InvalidImage, RefusedByPolicy
+from ..filenames import backing_filename
+from ..hookspecs import Description, Snapshot
+from ..node import SECTOR, Image, Node
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+MAX_CHAIN = 1000
+"""Most layers of a chain that are described."""
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """The facts of an image, or of a node that an image stands on.
+
+    :ivar driver: name of the format or protocol.
+    :ivar size: virtual size of an image, length of a file, bytes, rounded up to whole sectors as QEMU does.
+    :ivar allocated_size: bytes of storage in use, ``None`` if that cannot be known.
+    :ivar cluster_size: bytes, ``None`` if the format has no clusters.
+    :ivar dirty: whether the image was not closed cleanly, ``None`` if the driver does not know.
+    :ivar backing_file: name of the backing file as the image states it.
+    :ivar backing_path: the name by which that file is opened.
+    :ivar specific: the format's own facts by QEMU's names, ``None`` if it has none.
+    :ivar children: the nodes it stands on, by role.
+    """
+
+    filename: str
+    driver: str
+    size: int
+    allocated_size: int | None
+    cluster_size: int | None = None
+    encrypted: bool = False
+    dirty: bool | None = None
+    backing_file: str | None = None
+    backing_path: str | None = None
+    backing_format: str | None = None
+    snapshots: Sequence[Snapshot] = ()
+    specific: Mapping[str, Any] | None = None
+    children: Mapping[str, NodeInfo] = field(default_factory=dict)
+
+
+def inspect(context: Context, filename: str, format: str | None = None, *, force_share: bool = False) -> NodeInfo:
+    """Describe one image; neither its backing file nor its data file is opened.
+
+    :param format: its format, found by probing if None.
+    :param force_share: whether to look even while another process writes.
+    :raises ImageError: it cannot be opened.
+    """
+    with context.open(filename, format, backing=False, describe_only=True, force_share=force_share) as image:
+        return describe_node(context, image)
+
+
+def inspect_chain(
+    context: Context, filename: str, format: str | None = None, *, force_share: bool = False
+) -> list[NodeInfo]:
+    """Describe an image and all layers below it, top first; only one of them is open at a time.
+
+    :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
+    :raises RefusedByPolicy: there is a backing file and the policy forbids to open what an image names.
+    """
+    described: list[NodeInfo] = []
+    seen: set[Hashable] = set()
+    name: str | None = filename
+    while name is not None:
+        if described and not context.gate.policy.implicit:
+            raise RefusedByPolicy(f"The policy forbids to open the backing file '{name}' that the image names")
+        if len(described) == MAX_CHAIN:
+            raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=filename)
+        with context.open(name, format, backing=False, describe_only=True, force_share=force_share) as image:
+            identity = image.identity()
+            if identity is not None and identity in seen:
+                raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=name)
+            seen.add(identity)
+            described.append(describe_node(context, image))
+        name, format = described[-1].backing_path, described[-1].backing_format
+    return described
+
+
+def describe_node(context: Context, node: Node) -> NodeInfo:
+    """Describe a node that is open, and those it stands on."""
+    children = {role: describe_node(context, child) for role, child in node.children().items()}
+    if isinstance(node, Image):
+        return _describe_image(context, node, children)
+    size = node.size + -node.size % SECTOR
+    return NodeInfo(node.filename, node.driver, size, _allocated_size(node), children=children)
+
+
+def _describe_image(context: Context, image: Image, children: Mapping[str, NodeInfo]) -> NodeInfo:
+    formats = context.formats
+    description = Description()
+    if formats.has("describe", image.driver):
+        description = formats.call("describe", image.driver, image=image)
+    snapshots: Sequence[Snapshot] = ()
+    if formats.has("snapshot_list", image.driver):
+        snapshots = formats.call("snapshot_list", image.driver, image=image)
+    # A file may have been named with a protocol prefix; people and relative backing names want the path.
+    filename = image.filename if isinstance(image.file, Image) else image.file.filename
+    return NodeInfo(
+        filename=filename,
+        driver=image.driver,
+        size=image.size,
+        allocated_size=_allocated_size(image),
+        cluster_size=description.cluster_size or image.cluster_size,
+        encrypted=image.encrypted,
+        dirty=description.dirty,
+        backing_file=image.backing_file,
+        backing_path=_backing_path(filename, image.backing_file),
+        backing_format=image.backing_format,
+        snapshots=snapshots,
+        specific=description.specific,
+        children=children,
+    )
+
+
+def _backing_path(filename: str, backing: str | None) -> str | None:
+    return None if backing is None else backing_filename(filename, backing)
+
+
+def _allocated_size(node: Node) -> int | None:
+    """What the node says; a system that cannot tell is no reason not to describe the rest."""
+    try:
+        return node.allocated_size()
+    except (OSError, ImageError):
+        return None

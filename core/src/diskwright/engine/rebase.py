@@ -1,0 +1,175 @@
+"""Rebasing: an overlay gets another backing file and keeps its content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import ImageError, InvalidOption, UnknownFormat
+from ..extent import ExtentTable, Kind
+from ..filenames import backing_filename
+from ..node import SECTOR, Compressing, Image, WritableImage
+from .chain import layers, resolve
+from .copy import CELL, Progress, no_progress, write_zeroes
+from .ranges import Range, aligned, cut, intersection, union
+from .zeros import nonzero_runs
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+@dataclass(frozen=True)
+class RebaseRequest:
+    """What to rebase onto what.
+
+    :ivar backing_file: name of the new backing file, relative to the image; empty for none.
+    :ivar unsafe: only note the new name; the caller knows that the content is the same.
+    :ivar compress: write what has to be written as compressed clusters.
+    """
+
+    filename: str
+    backing_file: str
+    format: str | None = None
+    backing_format: str | None = None
+    unsafe: bool = False
+    compress: bool = False
+    force_share: bool = False
+    cache: str = "writeback"
+    backing_cache: str = "writeback"
+
+
+def rebase(context: Context, request: RebaseRequest, progress: Progress = no_progress) -> None:
+    """Give an overlay another backing file.
+
+    Unless unsafe, everything that reads differently in the new one is first written into the overlay and made durable;
+    only then does the overlay name the new one. So the disk reads the same whenever it ends.
+
+    :raises ImageError: it failed; the overlay still names the old backing file.
+    """
+    _require_known_format(context, request)
+    with context.open(
+        request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache
+    ) as top:
+        if not context.formats.has("set_backing", top.driver):
+            raise ImageError(f"Could not change the backing file to '{request.backing_file}': Operation not supported")
+        if not request.unsafe:
+            _keep_content(context, top, request, progress)
+            top.flush()
+        try:
+            context.formats.call(
+                "set_backing",
+                top.driver,
+                image=top,
+                backing_file=request.backing_file or None,
+                backing_format=request.backing_format if request.backing_file else None,
+            )
+        except ImageError as error:
+            raise error.in_context(f"Could not change the backing file to '{request.backing_file}'") from error
+        top.flush()
+
+
+def _require_known_format(context: Context, request: RebaseRequest) -> None:
+    if request.backing_file and request.backing_format is None:
+        raise InvalidOption(
+            f"Could not change the backing file to '{request.backing_file}': backing format must be specified"
+        )
+    if request.backing_format is not None:
+        try:
+            context.formats.load(request.backing_format)
+        except UnknownFormat as error:
+            raise UnknownFormat(f"Invalid format name: '{request.backing_format}'", hint=error.hint) from None
+
+
+def _keep_content(context: Context, top: Image, request: RebaseRequest, progress: Progress) -> None:
+    if not isinstance(top, WritableImage):
+        raise ImageError(f"Format driver '{top.driver}' does not support writing")
+    if not request.backing_file:
+        _write_differences(top, None, None, request, progress)
+        return
+    name = backing_filename(top.filename, request.backing_file)
+    try:
+        new = context.open(name, request.backing_format, force_share=request.force_share, cache=request.backing_cache)
+    except ImageError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, ImageError) else error
+        raise ImageError(f"Could not open new backing file '{request.backing_file}': {cause}") from error
+    with new:
+        if new.identity() is not None and new.identity() == top.identity():
+            raise InvalidOption(f"Could not open new backing file '{request.backing_file}': it is the image itself")
+        _write_differences(top, new, _common_depth(top, new), request, progress)
+
+
+def _common_depth(top: Image, new: Image) -> int | None:
+    """The depth at which the new backing file stands in the present chain already, ``None`` if it does not."""
+    identity = new.identity()
+    for depth, layer in enumerate(layers(top)):
+        if depth and identity is not None and layer.identity() == identity:
+            return depth
+    return None
+
+
+def _write_differences(
+    top: WritableImage, new: Image | None, depth_limit: int | None, request: RebaseRequest, progress: Progress
+) -> None:
+    """Write into the top layer what it shows of the old backing file and would not show of the new one.
+
+    :param depth_limit: number of layers to look at; what lies below is the same in both.
+    """
+    if request.compress and not isinstance(top, Compressing):
+        raise ImageError("Compression not supported for this file format")
+    block = top.cluster_size or CELL
+    step = max(CELL, block)
+    old_bytes, new_bytes = bytearray(step), bytearray(step)
+    for start, end in cut(aligned(_suspects(top, new, depth_limit), block, top.size), step):
+        old = memoryview(old_bytes)[: end - start]
+        top.read_into(start, old)
+        differing = _differing_blocks(new, start, old, memoryview(new_bytes)[: end - start], block)
+        for first, last in differing:
+            _write(top, start + first, old[first:last], block, compress=request.compress)
+        progress(end, top.size)
+    progress(top.size, top.size)
+
+
+def _suspects(top: Image, new: Image | None, depth_limit: int | None) -> Iterator[Range]:
+    """Ranges that the top layer inherits and that have data in the old backing layers or in the new one."""
+    inherited = _ranges(resolve(top, holes=False, depth_limit=1), {Kind.ABSENT}, top.size)
+    data = {Kind.DATA, Kind.ENCODED}
+    old_data = _ranges(resolve(top, depth_limit=depth_limit), {*data, Kind.ZERO} if depth_limit else data, top.size)
+    # Where the layers between say nothing, old and new share what is below: only they can make a difference.
+    new_data = _ranges(resolve(new), data, top.size) if new is not None and depth_limit is None else iter(())
+    return intersection(inherited, union(old_data, new_data))
+
+
+def _ranges(tables: Iterator[ExtentTable], kinds: set[Kind], limit: int) -> Iterator[Range]:
+    for table in tables:
+        for extent in table:
+            if extent.kind in kinds and extent.offset < limit:
+                yield extent.offset, min(extent.end, limit)
+
+
+def _differing_blocks(new: Image | None, start: int, old: memoryview, space: memoryview, block: int) -> Iterator[Range]:
+    """Where a part of the disk differs from the new backing file, in whole blocks; ranges relative to the part.
+
+    :param space: memory to read the new bytes into.
+    """
+    if new is None:
+        space[:] = bytes(len(space))
+    else:
+        new.read_into(start, space)
+    for first in range(0, len(old), block):
+        last = min(first + block, len(old))
+        if bytes(old[first:last]) != bytes(space[first:last]):
+            yield first, last
+
+
+def _write(top: WritableImage, offset: int, data: memoryview, block: int, *, compress: bool) -> None:
+    if not any(nonzero_runs(data, SECTOR)):
+        write_zeroes(top, offset, len(data))
+        return
+    if compress and isinstance(top, Compressing):
+        blob = top.compress(memoryview(bytes(data).ljust(block, b"\0")))
+        if blob is not None:
+            with top.lock:
+                top.write_compressed(offset, blob)
+            return
+    top.write_at(offset, data)

@@ -1,0 +1,31 @@
+"""The real qemu-img, to compare with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+TIMEOUT = 120
+"""Seconds."""
+
+
+def find_qemu_img() -> str | None:
+    """Path of the real qemu-img: the environment variable ``DISKWRIGHT_QEMU_IMG``, or what ``PATH`` has."""
+    return shutil.which(os.environ.get("DISKWRIGHT_QEMU_IMG") or "qemu-img")
+
+
+def qemu_img(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the real qemu-img; the calling test is skipped where there is none.
+
+    :param check: fail the test if the exit status is not 0.
+    """
+    program = find_qemu_img()
+    if program is None:
+        pytest.skip("qemu-img is not installed")
+    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(map(str, done.args))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done

@@ -1,0 +1,99 @@
+"""Option trees: images named by the options of their nodes, ``driver=qcow2,file.filename=x`` or ``json:{...}``.
+
+Both forms become one tree: a mapping whose values are text, ``None`` (for ``null``) or trees again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from .errors import InvalidOption
+from .options import split_option_string
+
+Tree: TypeAlias = dict[str, "str | Tree | None"]
+
+MAX_DEPTH = 64
+"""Most levels of a tree."""
+
+JSON_PREFIX = "json:"
+
+
+def tree_from_options(text: str) -> Tree:
+    """The tree of an option string with dotted keys, as ``--image-opts`` takes it.
+
+    :raises InvalidOption: it is malformed, or a key stands both for a value and for a tree.
+    """
+    pairs = split_option_string(text)
+    first, value = pairs[0]
+    if value is None and "." not in first:
+        pairs[0] = ("file", first)  # a lone word names a node
+    return _crumple((name, "on" if value is None else value) for name, value in pairs)
+
+
+def tree_from_json(name: str) -> Tree:
+    """The tree of a ``json:`` file name, with nested objects, dotted keys, or both.
+
+    :raises InvalidOption: it is no JSON object, or too deep.
+    """
+    import json
+
+    try:
+        value = json.loads(name.removeprefix(JSON_PREFIX))
+    except ValueError as error:
+        raise InvalidOption(f"Could not parse the JSON options: JSON parse error, {error}") from None
+    except RecursionError:
+        raise InvalidOption("Could not parse the JSON options: too deeply nested") from None
+    if not isinstance(value, dict):
+        raise InvalidOption("Invalid JSON object given")
+    return _crumple(_flatten(value))
+
+
+def json_name(tree: Tree) -> str:
+    """The ``json:`` file name of a tree, its keys in the order in which QEMU shows them."""
+    import json
+
+    from .render.json_text import ordered_items
+
+    def ordered(node: Tree) -> Tree:
+        return {key: ordered(item) if isinstance(item, dict) else item for key, item in ordered_items(node)}
+
+    return JSON_PREFIX + json.dumps(ordered(tree))
+
+
+def flat(tree: Tree) -> dict[str, str | None]:
+    """The tree's values by dotted keys."""
+    return dict(_flatten(tree))
+
+
+def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """All values that are no objects or lists, by dotted keys; not recursive, since depth is in strangers' hands."""
+    pending: list[tuple[str, Any]] = list(value.items())[::-1]
+    while pending:
+        key, item = pending.pop()
+        if isinstance(item, Mapping):
+            pending.extend((f"{key}.{name}", inner) for name, inner in list(item.items())[::-1])
+        elif isinstance(item, list):
+            pending.extend((f"{key}.{index}", inner) for index, inner in list(enumerate(item))[::-1])
+        elif isinstance(item, bool):
+            yield key, "on" if item else "off"
+        else:
+            yield key, None if item is None else str(item)
+
+
+def _crumple(pairs: Iterator[tuple[str, str | None]]) -> Tree:
+    root: Tree = {}
+    for key, value in pairs:
+        *path, last = key.split(".")
+        if len(path) >= MAX_DEPTH:
+            raise InvalidOption(f"Options are nested more than {MAX_DEPTH} levels deep")
+        node = root
+        for part in path:
+            inner = node.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise InvalidOption(f"Cannot mix scalar and non-scalar keys: '{key}'")
+            node = inner
+        if isinstance(node.get(last), dict):
+            raise InvalidOption(f"Cannot mix scalar and non-scalar keys: '{key}'")
+        node[last] = value
+    return root
