@@ -1,0 +1,94 @@
+"""Entry points ``file`` and ``host_device``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from diskwright.extent import Extent, ExtentTable
+from diskwright.hookspecs import CreatedNode, ProtocolOptions, hookimpl
+from diskwright.node import Node
+from diskwright.options import Option, OptionType
+
+if TYPE_CHECKING:
+    from .node import FileNode
+
+
+class FileDriver:
+    """Regular files and block devices, by path."""
+
+    character_devices = False
+    regular_files = True
+
+    @hookimpl
+    def open(self, filename: str, options: ProtocolOptions) -> Node:
+        """Open an existing file or block device."""
+        from .node import DIRECT, FileNode, open_existing
+
+        fd = open_existing(
+            filename, options, regular_files=self.regular_files, character_devices=self.character_devices
+        )
+        node = FileNode(fd, filename, options)
+        if options.cache in DIRECT:
+            _go_direct(node)
+        return node
+
+    @hookimpl
+    def creation_options(self) -> Sequence[Option]:
+        """What the file system can be told of a new file."""
+        return [
+            Option(
+                "preallocation",
+                OptionType.STRING,
+                "Preallocation mode (allowed values: off, falloc, full)",
+            ),
+            Option("nocow", OptionType.BOOL, "Turn off copy-on-write (valid only on btrfs)"),
+            Option("extent_size_hint", OptionType.SIZE, "Extent size hint for the image file, 0 to disable"),
+        ]
+
+    @hookimpl
+    def create(self, filename: str, options: ProtocolOptions) -> CreatedNode:
+        """Create a file, or prepare to replace an existing one; a block device is used in place."""
+        from .create import create
+        from .node import DIRECT
+
+        node = create(filename, options)
+        if options.cache in DIRECT:
+            _go_direct(node)
+        return node
+
+    @hookimpl
+    def block_status(self, image: Node, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
+        """Data and holes as the file system tells them apart."""
+        from .node import FileNode
+        from .sparse import file_extents
+
+        if not isinstance(image, FileNode):
+            raise TypeError(f"{type(image).__name__} is not a file")
+        return file_extents(image, image.fileno(), offset, length)
+
+
+class HostDeviceDriver(FileDriver):
+    """Block and character devices, by path."""
+
+    character_devices = True
+    regular_files = False
+
+    @hookimpl
+    def create(self, filename: str, options: ProtocolOptions) -> CreatedNode:
+        """A device exists already: it is prepared to be overwritten."""
+        from .create import create_on_device
+        from .node import DIRECT
+
+        node = create_on_device(filename, options)
+        if options.cache in DIRECT:
+            _go_direct(node)
+        return node
+
+
+def _go_direct(node: FileNode) -> None:
+    try:
+        node.go_direct()
+    except BaseException:
+        node.close()
+        raise
