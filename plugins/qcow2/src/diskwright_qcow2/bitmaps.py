@@ -1,0 +1,118 @@
+"""The directory of persistent dirty bitmaps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import layout
+from .layout import BitmapFlag
+
+if TYPE_CHECKING:
+    from diskwright.bounded import BoundedReader
+
+    from .header import Header
+
+
+@dataclass(frozen=True)
+class BitmapEntry:
+    """One entry of the bitmap directory; all fields are within their limits.
+
+    :ivar table_offset: bytes, cluster aligned.
+    :ivar table_size: entries.
+    :ivar granularity_bits: one bit covers ``1 << granularity_bits`` bytes of the disk.
+    :ivar offset: where the entry stands in the file, bytes.
+    """
+
+    name: str
+    table_offset: int
+    table_size: int
+    flags: BitmapFlag
+    granularity_bits: int
+    offset: int
+
+    @property
+    def granularity(self) -> int:
+        """Bytes of the disk that one bit covers."""
+        return 1 << self.granularity_bits
+
+
+def read_bitmaps(reader: BoundedReader, header: Header) -> list[BitmapEntry]:
+    """All entries of the bitmap directory, in order; none if the image has no valid bitmaps extension.
+
+    :raises InvalidImage: the directory is broken.
+    """
+    directory = header.bitmaps
+    if directory is None:
+        return []
+    data = reader.bytes(directory.offset, directory.size, "bitmap directory", limit=layout.MAX_BITMAP_DIRECTORY_BYTES)
+    entries: list[BitmapEntry] = []
+    position = 0
+    while position < len(data):
+        if len(entries) == directory.count:
+            raise reader.error("More bitmaps found than specified in header extension", directory.offset + position)
+        entry, position = _parse_entry(reader, header, directory.offset, data, position)
+        entries.append(entry)
+    if len(entries) < directory.count:
+        raise reader.error("Less bitmaps found than specified in header extension", directory.offset)
+    return entries
+
+
+def _parse_entry(
+    reader: BoundedReader, header: Header, directory_offset: int, data: bytes, start: int
+) -> tuple[BitmapEntry, int]:
+    """One entry and the position of the next, both relative to the directory."""
+    offset = directory_offset + start
+    name_start = start + layout.BITMAP_DIRECTORY_ENTRY.sizeof()
+    if name_start > len(data):
+        raise reader.error("Broken bitmap directory", offset)
+    fields = layout.BITMAP_DIRECTORY_ENTRY.parse(data[start:name_start])
+    if fields.extra_data_size:
+        raise reader.error("Bitmap extra data is not supported", offset)
+    end = name_start + fields.name_size
+    following = end + -end % layout.BITMAP_ALIGNMENT
+    if following > len(data):
+        raise reader.error("Broken bitmap directory", offset)
+    name = data[name_start:end].decode("utf-8", "surrogateescape")
+    if not _satisfies_constraints(header, fields):
+        raise reader.error(f"Bitmap '{name}' doesn't satisfy the constraints", offset)
+    entry = BitmapEntry(
+        name=name,
+        table_offset=fields.bitmap_table_offset,
+        table_size=fields.bitmap_table_size,
+        flags=BitmapFlag(fields.flags),
+        granularity_bits=fields.granularity_bits,
+        offset=offset,
+    )
+    return entry, following
+
+
+def _satisfies_constraints(header: Header, fields: Any) -> bool:
+    table_bytes = fields.bitmap_table_size * header.cluster_size
+    if (
+        fields.bitmap_table_offset == 0
+        or fields.bitmap_table_offset % header.cluster_size
+        or not 0 < fields.bitmap_table_size <= layout.MAX_BITMAP_TABLE_ENTRIES
+        or table_bytes > layout.MAX_BITMAP_BYTES
+        or fields.flags & ~int(BitmapFlag.SUPPORTED)
+        or fields.type != layout.BITMAP_TYPE_DIRTY_TRACKING
+        or not layout.MIN_BITMAP_GRANULARITY_BITS <= fields.granularity_bits <= layout.MAX_BITMAP_GRANULARITY_BITS
+        or not 0 < fields.name_size <= layout.MAX_BITMAP_NAME_BYTES
+    ):
+        return False
+    # A bitmap that was not saved may be from before the disk grew.
+    in_use = fields.flags & BitmapFlag.IN_USE
+    return bool(in_use) or header.disk_size <= table_bytes * 8 << fields.granularity_bits
+
+
+def describe_bitmaps(entries: list[BitmapEntry]) -> list[dict[str, Any]]:
+    """The bitmaps as ``info`` shows them."""
+    names = ((BitmapFlag.IN_USE, "in-use"), (BitmapFlag.AUTO, "auto"))
+    return [
+        {
+            "flags": [name for flag, name in names if entry.flags & flag],
+            "name": entry.name,
+            "granularity": entry.granularity,
+        }
+        for entry in entries
+    ]

@@ -1,0 +1,168 @@
+"""The order in which changes of metadata reach the file.
+
+Guest data, then refcounts, then L2 tables, then the L1 table, each made durable before the next: whatever instant a
+crash picks, every reference on disk leads to something that is complete and counted. Clusters that were given up are
+free only after that. All metadata of an image that is being written passes through here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diskwright.errors import InvalidImage
+from diskwright.node import Node, Writable
+
+from . import layout
+from .allocate import Run
+from .l2 import stored
+
+if TYPE_CHECKING:
+    from .allocate import ClusterAllocator
+    from .l2 import L2Tables, Table
+    from .refcount import Column
+
+MAX_DIRTY_BYTES = 32 << 20
+"""Changed L2 tables in memory beyond which they are written back."""
+MAX_RELEASED = 1 << 20
+"""Clusters given up beyond which the metadata that dropped them is written back."""
+
+_REFCOUNT_TABLE_FIELD = 48
+
+Span = tuple[int, int]
+"""First changed entry of a table and the entry behind the last."""
+
+
+class Disk:
+    """The file as metadata is written to it: whole writes, and barriers that nothing later overtakes.
+
+    :ivar node: the file.
+    """
+
+    def __init__(self, node: Node) -> None:
+        if not isinstance(node, Writable):
+            raise InvalidImage(f"'{node.filename}' cannot be written", filename=node.filename)
+        self.node = node
+        self._writable: Writable = node
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write metadata."""
+        self._writable.write_at(offset, data)
+
+    def barrier(self) -> None:
+        """Everything written so far is durable when this returns."""
+        self.node.flush()
+
+    def pad(self) -> None:
+        """Fill the file up to whole sectors: compressed data ends anywhere."""
+        size = self.node.size
+        if size % layout.COMPRESSED_SECTOR:
+            self.write(size, bytes(-size % layout.COMPRESSED_SECTOR))
+
+
+class WriteOrder:
+    """Changed metadata of one image, until it is written.
+
+    :ivar released: host clusters that lose a reference once the metadata that dropped them is on disk; they may repeat.
+    """
+
+    def __init__(self, disk: Disk, l2: L2Tables, allocator: ClusterAllocator, l1_offset: int, data_node: Node) -> None:
+        self.disk = disk
+        self.l2 = l2
+        self.allocator = allocator
+        self.blocks = allocator.blocks
+        self._l1_offset = l1_offset
+        self._data_node = data_node
+        self._l1_span: Span | None = None
+        self._l2_spans: dict[int, Span] = {}
+        self._released: list[Column] = []
+        self._released_count = 0
+
+    def l1_changed(self, index: int) -> None:
+        """An entry of the active L1 table is to be written."""
+        self._l1_span = _widened(self._l1_span, (index, index + 1))
+
+    def l2_changed(self, index: int, table: Table, span: Span) -> None:
+        """Entries of the L2 table of L1 entry ``index`` are to be written."""
+        self._l2_spans[index] = _widened(self._l2_spans.get(index), span)
+        self.l2.mark_dirty(index, table)
+
+    def release(self, clusters: Column) -> None:
+        """Drop a reference to each of the clusters, as soon as it is safe."""
+        if len(clusters):
+            self._released.append(clusters)
+            self._released_count += len(clusters)
+
+    @property
+    def full(self) -> bool:
+        """Whether enough has gathered that it should be written back."""
+        return self.l2.dirty_bytes > MAX_DIRTY_BYTES or self._released_count > MAX_RELEASED
+
+    def flush(self) -> None:
+        """Write everything back, in order, and make it durable."""
+        if self._data_node is not self.disk.node:
+            self._data_node.flush()
+        self.disk.pad()
+        self.blocks.write_blocks()
+        self.disk.barrier()
+        self._switch_table()
+        if self._write_l2():
+            self.disk.barrier()
+        if self._write_l1():
+            self.disk.barrier()
+        self._free()
+
+    def _switch_table(self) -> None:
+        """Write the refcount table; if it has moved, to its new place before the header points there."""
+        blocks, moved = self.blocks, self.allocator.moved_table
+        if moved is not None:
+            bits = blocks.cluster_bits
+            old = Run(blocks.table_offset >> bits, blocks.table_clusters)
+            blocks.table_offset, blocks.table_clusters = moved.first << bits, moved.length
+            blocks.write_table()
+            self.disk.barrier()
+            pointer = blocks.table_offset.to_bytes(8, "big") + blocks.table_clusters.to_bytes(4, "big")
+            self.disk.write(_REFCOUNT_TABLE_FIELD, pointer)
+            self.disk.barrier()
+            self.allocator.moved_table = None
+            for run in (old, *self.allocator.outgrown):
+                self.release(np.arange(run.first, run.end))
+            self.allocator.outgrown.clear()
+        elif blocks.table_dirty:
+            blocks.write_table()
+            self.disk.barrier()
+
+    def _write_l2(self) -> bool:
+        tables = self.l2.dirty_tables()
+        for index, table in tables:
+            offset = self.l2.offset_of(index)
+            first, last = self._l2_spans.get(index, (0, len(table)))
+            entry_size = table[:1].nbytes
+            self.disk.write(offset + first * entry_size, stored(table[first:last]))
+        for index, _ in tables:
+            self._l2_spans.pop(index, None)
+            self.l2.mark_clean(index)
+        return bool(tables)
+
+    def _write_l1(self) -> bool:
+        if self._l1_span is None:
+            return False
+        first, last = self._l1_span
+        self.disk.write(self._l1_offset + first * layout.L1_ENTRY_SIZE, stored(self.l2.l1[first:last]))
+        self._l1_span = None
+        return True
+
+    def _free(self) -> None:
+        if not self._released:
+            return
+        clusters = np.concatenate(self._released)
+        self._released, self._released_count = [], 0
+        lowest = self.blocks.subtract(clusters)
+        if lowest >= 0:
+            self.allocator.freed(lowest)
+        self.blocks.write_blocks()
+
+
+def _widened(span: Span | None, other: Span) -> Span:
+    return other if span is None else (min(span[0], other[0]), max(span[1], other[1]))

@@ -1,0 +1,320 @@
+"""Changing the mapping of an image: allocation, copy on write, zeros and compressed clusters."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diskwright.errors import InvalidImage, UnsupportedOperation
+from diskwright.node import Placement
+
+from . import layout
+from .allocate import ClusterAllocator, Run
+from .layout import Autoclear, BitmapFlag, Incompatible
+from .order import Disk, WriteOrder
+from .overlap import MetadataMap
+from .placing import RangeWithinTable, head_length, tail_length, written_bitmaps
+from .refcount import Column, RefcountBlocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .image import Qcow2Image
+    from .l2 import Table
+
+_OFFSET_MASK = np.uint64(layout.OFFSET_MASK)
+_COPIED = np.uint64(layout.OFLAG_COPIED)
+_COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
+_ZERO = np.uint64(layout.OFLAG_ZERO)
+
+_INCOMPATIBLE_FIELD = 72
+_AUTOCLEAR_FIELD = 88
+_BITMAP_FLAGS_FIELD = 12
+
+
+class ImageWriter:
+    """What is needed to write an image; made by the first change. All methods are called under the image's lock."""
+
+    def __init__(self, image: Qcow2Image) -> None:
+        self.image = image
+        self.header = image.header
+        self.l2 = image.l2
+        self.disk = Disk(image.file)
+        self._failure: InvalidImage | None = None
+        self._packed = 0
+        image.l2.require_distinct()
+        blocks = RefcountBlocks(image.header, image.reader, self.disk.write)
+        self.metadata = MetadataMap(image, blocks.table)
+        if overlap := self.metadata.overlap():
+            self._refuse(overlap)
+        self.allocator = ClusterAllocator(blocks, self._guard, self.metadata.add)
+        self.order = WriteOrder(self.disk, image.l2, self.allocator, image.header.l1_table_offset, image.data_node)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Say in the file that what this writer does not keep up to date cannot be relied on any more."""
+        changed = False
+        for bitmap in self.image.bitmaps:
+            if not bitmap.flags & BitmapFlag.IN_USE:
+                flags = int(bitmap.flags | BitmapFlag.IN_USE)
+                self.disk.write(bitmap.offset + _BITMAP_FLAGS_FIELD, flags.to_bytes(4, "big"))
+                changed = True
+        known = self.header.autoclear_features & Autoclear.SUPPORTED
+        if not self.image.bitmaps:
+            known &= ~Autoclear.BITMAPS
+        if known != self.header.autoclear_features:
+            self.disk.write(_AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
+            self.header = self.image.header = dataclasses.replace(self.header, autoclear_features=known)
+            changed = True
+        if changed:
+            self.disk.barrier()
+
+    def _guard(self, run: Run) -> None:
+        if conflict := self.metadata.conflict(run):
+            self._refuse(conflict)
+
+    def _refuse(self, conflict: str) -> None:
+        """Mark the image as corrupt, and do not write it any more."""
+        if self.header.version > 2:
+            features = self.header.incompatible_features | Incompatible.CORRUPT
+            self.disk.write(_INCOMPATIBLE_FIELD, int(features).to_bytes(8, "big"))
+            self.disk.barrier()
+            self.header = self.image.header = dataclasses.replace(self.header, incompatible_features=features)
+        self._failure = InvalidImage(
+            "qcow2: Marking image as corrupt: Preventing invalid write on metadata "
+            f"(overlaps with {conflict}); further corruption events will be suppressed",
+            filename=self.image.file.filename,
+        )
+        raise self._failure
+
+    @property
+    def failed(self) -> bool:
+        """Whether the image turned out to be corrupt, and is not written any more."""
+        return self._failure is not None
+
+    def _require_sound(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def allocate(self, offset: int, length: int) -> list[Placement]:
+        """See :meth:`WritableImage.allocate`."""
+        self._require_sound()
+        if length < 0 or offset < 0 or offset + length > self.header.disk_size:
+            raise InvalidImage(f"a write of {length} bytes at {offset} is outside the disk")
+        placements: list[Placement] = []
+        for part in self._parts(offset, offset + length):
+            for placement in self._place(part):
+                if placements and _continues(placements[-1], placement):
+                    last = placements[-1]
+                    joined = last.length + placement.length
+                    placements[-1] = dataclasses.replace(last, length=joined, tail=placement.tail)
+                else:
+                    placements.append(placement)
+        return placements
+
+    def link(self, placements: Sequence[Placement]) -> None:
+        """See :meth:`WritableImage.link`."""
+        self._require_sound()
+        for placement in placements:
+            start = placement.offset - placement.head
+            end = placement.offset + placement.length + placement.tail
+            host = placement.node_offset - placement.head
+            for part in self._parts(start, end):
+                self._link_part(part, host + part.start - start)
+        if self.order.full:
+            self.flush()
+
+    def reserve(self, start: int, end: int) -> int:
+        """Give a guest range clusters without writing to them; with subclusters, these stay unallocated.
+
+        :returns: the host offset behind the last new cluster, bytes.
+        """
+        behind = 0
+        size = self.header.cluster_size
+        for placement in self.allocate(start, end - start):
+            for part in self._parts(placement.offset, placement.offset + placement.length):
+                host = placement.node_offset + part.start - placement.offset
+                entries = self._host_entries(part, host)
+                self.replace(part, self.own_table(part.l1_index), entries, np.zeros(len(entries), np.uint64))
+                behind = max(behind, host + len(entries) * size)
+        if self.order.full:
+            self.flush()
+        return behind
+
+    def flush(self) -> None:
+        """Write all metadata back, see :class:`WriteOrder`."""
+        self._require_sound()
+        if self.allocator.moved_table is not None:
+            blocks = self.allocator.blocks
+            self.metadata.drop(Run(blocks.table_offset >> self.header.cluster_bits, blocks.table_clusters))
+        self.order.flush()
+        self._forget_freed()
+
+    def _forget_freed(self) -> None:
+        if self._packed and not self.allocator.blocks.count((self._packed - 1) >> self.header.cluster_bits):
+            self._packed = 0  # all that was packed there is gone, and so is the cluster
+
+    def write_compressed(self, offset: int, blob: bytes) -> None:
+        """Store the compressed cluster at guest ``offset``, packed behind the one before."""
+        self._require_sound()
+        if self.header.has_data_file:
+            raise UnsupportedOperation("Compression not supported for images with an external data file")
+        part = next(self._parts(offset, offset + 1))
+        table = self.own_table(part.l1_index)
+        host = self._pack(len(blob))
+        self.disk.write(host, blob)
+        entry = np.array([layout.compressed_descriptor(host, len(blob), self.header.cluster_bits)], np.uint64)
+        self.replace(part, table, entry, np.zeros(1, np.uint64))
+        if self.order.full:
+            self.flush()
+
+    def _pack(self, length: int) -> int:
+        """Host offset for so many bytes, fewer than a cluster; each cluster they touch has one reference more."""
+        bits = self.header.cluster_bits
+        blocks = self.allocator.blocks
+        start = self._packed
+        room = -start % (1 << bits)
+        if room and blocks.count(start >> bits) == blocks.maximum:
+            room = 0
+        if length > room:
+            cluster = self.allocator.take(1).first
+            if room and cluster == (start >> bits) + 1:
+                blocks.add(start >> bits)
+            else:
+                start = cluster << bits
+        else:
+            blocks.add(start >> bits)
+        self._packed = start + length
+        return start
+
+    def _parts(self, start: int, end: int) -> Iterator[RangeWithinTable]:
+        """A guest range cut at the borders of L2 tables."""
+        coverage = self.header.l1_coverage
+        while start < end:
+            stop = min(end, (start // coverage + 1) * coverage)
+            yield RangeWithinTable(self.header, start, stop)
+            start = stop
+
+    def own_table(self, index: int) -> Table:
+        """The L2 table of an L1 entry, for changing: a new one, or a copy, unless the image owns it alone."""
+        entry = int(self.l2.l1[index])
+        table = self.l2.get(index)
+        if table is not None and entry & layout.OFLAG_COPIED:
+            return table
+        run = self.allocator.take(1)
+        table = self.l2.empty() if table is None else table.copy()
+        self.metadata.add(run)
+        bits = self.header.cluster_bits
+        self.l2.l1[index] = run.first << bits | layout.OFLAG_COPIED
+        self.order.l1_changed(index)
+        self.order.l2_changed(index, table, (0, len(table)))
+        if old := entry & layout.OFFSET_MASK:
+            self.metadata.drop(Run(old >> bits, 1))
+            self.order.release(np.array([old >> bits], np.int64))
+        return table
+
+    def _place(self, part: RangeWithinTable) -> Iterator[Placement]:
+        """Places for a range inside one L2 table."""
+        entries, bitmaps = part.entries(self.own_table(part.l1_index))
+        placed = (entries & _COMPRESSED == 0) & (entries & _COPIED != 0)
+        hosts = (entries & _OFFSET_MASK).astype(np.int64)
+        if self.header.has_data_file:
+            head = head_length(part, entries[0], bitmaps[0], bool(placed[0]))
+            tail = tail_length(part, entries[-1], bitmaps[-1], bool(placed[-1]))
+            if self.header.raw_data_file:
+                tail = min(tail, self.header.disk_size - part.end)
+            yield Placement(part.start, part.end - part.start, self.image.data_node, part.start, head, tail)
+            return
+        placed &= hosts != 0
+        size = self.header.cluster_size
+        breaks = placed[1:] != placed[:-1]
+        breaks |= placed[1:] & (hosts[1:] != hosts[:-1] + size)
+        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(entries)]
+        for first, last in pairwise(edges):
+            if placed[first]:
+                host = int(hosts[first])
+                self._require_aligned(host)
+                self._guard(Run(host // size, last - first))
+                yield part.placement(self.image.data_node, first, last, host, entries, bitmaps, True)
+                continue
+            position = first
+            while position < last:
+                run = self.allocator.take(last - position)
+                stop = position + run.length
+                yield part.placement(self.image.data_node, position, stop, run.first * size, entries, bitmaps, False)
+                position = stop
+
+    def _require_aligned(self, host: int) -> None:
+        if host % self.header.cluster_size:
+            raise self.l2.corrupt(f"Cluster allocation offset {host:#x} unaligned")
+
+    def _link_part(self, part: RangeWithinTable, host: int) -> None:
+        """Enter the host clusters of a range inside one L2 table."""
+        table = self.own_table(part.l1_index)
+        entries = self._host_entries(part, host)
+        old_entries, old_bitmaps = part.entries(table)
+        same = old_entries & ~_ZERO == entries
+        bitmaps = written_bitmaps(part, old_entries, old_bitmaps, same) if self.header.extended_l2 else old_bitmaps
+        self.replace(part, table, entries, bitmaps)
+
+    def _host_entries(self, part: RangeWithinTable, host: int) -> Column:
+        """L2 entries for a range whose first byte stands at ``host``."""
+        size = self.header.cluster_size
+        steps = np.arange(part.last - part.first, dtype=np.uint64) * np.uint64(size)
+        entries: Column = steps + np.uint64(host - part.start % size) | _COPIED
+        return entries
+
+    def replace(self, part: RangeWithinTable, table: Table, entries: Column, bitmaps: Column) -> None:
+        """Put new entries in the place of those of a range, and drop what the old ones referred to."""
+        old_entries, old_bitmaps = part.entries(table)
+        changed = (old_entries != entries) | (old_bitmaps != bitmaps)
+        if not changed.any():
+            return
+        self._release(old_entries[changed], entries[changed])
+        if self.header.extended_l2:
+            table[part.first : part.last, 0] = entries
+            table[part.first : part.last, 1] = bitmaps
+        else:
+            table[part.first : part.last] = entries
+        self.order.l2_changed(part.l1_index, table, (part.first, part.last))
+
+    def _release(self, old: Column, new: Column) -> None:
+        """Drop the references of L2 entries that others replace."""
+        if self.header.has_data_file:
+            return
+        bits = np.uint64(self.header.cluster_bits)
+        compressed = old & _COMPRESSED != 0
+        hosts = old & _OFFSET_MASK
+        kept = (hosts == new & _OFFSET_MASK) & (new & _COMPRESSED == 0)
+        plain = ~compressed & (hosts != 0) & ~kept
+        if plain.any():
+            self.order.release((hosts[plain] >> bits).astype(np.int64))
+        if compressed.any():
+            self.order.release(compressed_clusters(old[compressed], self.header.cluster_bits))
+
+
+def compressed_clusters(entries: Column, cluster_bits: int) -> Column:
+    """The host clusters that compressed L2 entries refer to, each as often as it is."""
+    shift = np.uint64(layout.compressed_size_shift(cluster_bits))
+    bits = np.uint64(cluster_bits)
+    sector = np.uint64(layout.COMPRESSED_SECTOR)
+    offsets = entries & ((np.uint64(1) << shift) - np.uint64(1))
+    sectors = ((entries & np.uint64(layout.OFLAG_COMPRESSED - 1)) >> shift) + np.uint64(1)
+    start = offsets - offsets % sector
+    first = (start >> bits).astype(np.int64)
+    last = ((start + sectors * sector - np.uint64(1)) >> bits).astype(np.int64)
+    # Compressed data is at most two clusters long: it touches three at most.
+    return np.concatenate([(first + step)[first + step <= last] for step in (0, 1, 2)])
+
+
+def _continues(left: Placement, right: Placement) -> bool:
+    return (
+        left.node is right.node
+        and not left.tail
+        and not right.head
+        and left.offset + left.length == right.offset
+        and left.node_offset + left.length == right.node_offset
+    )

@@ -1,0 +1,134 @@
+"""Making guest ranges read as zeros without writing zeros, and discarding them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from diskwright.errors import InvalidImage
+from diskwright.node import Writable, Zeroing
+
+from . import layout
+from .placing import RangeWithinTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .image import Qcow2Image
+    from .refcount import Column
+    from .writer import ImageWriter
+
+_LITERAL = 1 << 20
+"""Bytes of zeros written at once where they have to be written."""
+_COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
+_ZERO = np.uint64(layout.OFLAG_ZERO)
+_OFFSET_MASK = np.uint64(layout.OFFSET_MASK)
+_ALL_ZERO = np.uint64(layout.SUBCLUSTERS_ALLOCATED_MASK << layout.SUBCLUSTERS_ZERO_SHIFT)
+
+
+def write_zeroes(image: Qcow2Image, writer: ImageWriter, offset: int, length: int, unmap: bool) -> None:
+    """Make a guest range read as zeros.
+
+    :param unmap: whether clusters that hold it may be given up.
+    """
+    size = image.header.cluster_size
+    end = offset + length
+    inner_start = -(-offset // size) * size
+    # What lies behind the end of the disk in its last cluster is nobody's.
+    inner_end = end if end == image.header.disk_size else end // size * size
+    if inner_start >= inner_end:
+        _zero_bytes(image, offset, end)
+        return
+    _zero_bytes(image, offset, inner_start)
+    if image.header.raw_data_file:
+        _zero_data_file(image, inner_start, inner_end, unmap)
+    if image.header.version == 2 and (image.backing_file is not None or not unmap):
+        _zero_bytes(image, inner_start, inner_end)
+    else:
+        _zero_clusters(image, writer, inner_start, inner_end, unmap)
+    _zero_bytes(image, inner_end, end)
+
+
+def discard(image: Qcow2Image, writer: ImageWriter, offset: int, length: int) -> None:
+    """Give up the clusters that lie wholly in a guest range; it reads as zeros then.
+
+    Version 2 cannot say that a cluster is zero while a backing file may show through: there nothing happens.
+    """
+    size = image.header.cluster_size
+    end = offset + length
+    start = -(-offset // size) * size
+    if end != image.header.disk_size:
+        end = end // size * size
+    if start < end and not (image.header.version == 2 and image.backing_file is not None):
+        write_zeroes(image, writer, start, end - start, unmap=True)
+
+
+def _zero_bytes(image: Qcow2Image, start: int, end: int) -> None:
+    """Write zeros as data, where the range does not read as zeros already."""
+    while start < end:
+        stop = min(end, start - start % _LITERAL + _LITERAL)
+        if _any_set(image.read_at(start, stop - start)):
+            image.write_at(start, bytes(stop - start))
+        start = stop
+
+
+def _any_set(data: bytes) -> bool:
+    """Whether not all bytes are zero."""
+    return data.count(0) != len(data)
+
+
+def _zero_data_file(image: Qcow2Image, start: int, end: int, unmap: bool) -> None:
+    """A raw data file is an image of the disk by itself: it must have the zeros too."""
+    node = image.data_node
+    if isinstance(node, Zeroing):
+        node.write_zeroes(start, end - start, unmap=unmap)
+        return
+    if not isinstance(node, Writable):
+        raise InvalidImage(f"'{node.filename}' cannot be written", filename=node.filename)
+    for position in range(start, end, _LITERAL):
+        node.write_at(position, bytes(min(_LITERAL, end - position)))
+
+
+def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int, unmap: bool) -> None:
+    """Change the L2 entries of whole clusters."""
+    for part in _tables(image, start, end):
+        table = image.l2.get(part.l1_index)
+        if table is None:
+            table = image.l2.empty()
+        old, old_bitmaps = part.entries(table)
+        new, bitmaps = _zeroed(image, old, old_bitmaps, unmap)
+        if (new != old).any() or (bitmaps != old_bitmaps).any():
+            writer.replace(part, writer.own_table(part.l1_index), new, bitmaps)
+            if writer.order.full:
+                writer.flush()
+
+
+def _tables(image: Qcow2Image, start: int, end: int) -> Iterator[RangeWithinTable]:
+    """The parts of a range by L2 table; those without a table are left out where they read as zeros anyway."""
+    coverage = image.header.l1_coverage
+    first, last = start // coverage, -(-end // coverage)
+    if image.backing_file is None:
+        used = np.flatnonzero(image.l1[first:last] & _OFFSET_MASK) + first
+        indexes: list[int] | range = used.tolist()
+    else:
+        indexes = range(first, last)
+    for index in indexes:
+        yield RangeWithinTable(image.header, max(start, index * coverage), min(end, (index + 1) * coverage))
+
+
+def _zeroed(image: Qcow2Image, old: Column, bitmaps: Column, unmap: bool) -> tuple[Column, Column]:
+    """L2 entries and subcluster bitmaps that read as zeros."""
+    header = image.header
+    compressed = old & _COMPRESSED != 0
+    placed = ~compressed & (old & _OFFSET_MASK != 0)
+    if header.has_data_file:
+        placed |= old & np.uint64(layout.OFLAG_COPIED) != 0
+    # Without a backing file, what is not there reads as zeros.
+    untouched = (old == 0) & (bitmaps == 0) if image.backing_file is None else np.zeros(len(old), bool)
+    new = np.where(placed & (not unmap), old, np.uint64(0))
+    if header.extended_l2:
+        return new, np.where(untouched, np.uint64(0), _ALL_ZERO)
+    if header.version > 2:
+        new = np.where(untouched, np.uint64(0), new | _ZERO)
+    return new, bitmaps

@@ -1,0 +1,170 @@
+"""What an image tells of itself equals what the real tool tells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diskwright.context import Context
+from diskwright.errors import ImageError, InvalidImage, UnsupportedFeature
+from diskwright_qcow2.extensions import CryptoPointer
+from diskwright_qcow2.header import Header
+from diskwright_qcow2.image import Qcow2Image
+from diskwright_qcow2.layout import CryptMethod
+from diskwright_qcow2.plugin import Qcow2Driver
+
+SECRET = ("--object", "secret,id=s,data=12345678")
+
+
+def describe(path: Path) -> tuple[Any, list[Any]]:
+    with Context().open(str(path), describe_only=True, backing=False) as image:
+        assert isinstance(image, Qcow2Image)
+        driver = Qcow2Driver()
+        return driver.describe(image), list(driver.snapshot_list(image))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "compat=v2",
+        "compat=v3",
+        "lazy_refcounts=on,refcount_bits=64",
+        "extended_l2=on,compression_type=zstd,cluster_size=2M",
+        "data_file={tmp}/data file,data_file_raw=on",
+        "data_file={tmp}/data file",
+        "encryption=on,encrypt.key-secret=s",
+    ],
+)
+def test_facts(options: str, tmp_path: Path, qemu_img: Callable[..., str]) -> None:
+    path = tmp_path / "x.qcow2"
+    secret = SECRET if "secret" in options else ()
+    qemu_img("create", "-q", "-f", "qcow2", *secret, "-o", options.format(tmp=tmp_path), path, "64M")
+    if "data_file" in options:
+        (tmp_path / "data file").unlink()  # describing must not need it
+    facts = json.loads(qemu_img("info", "-f", "qcow2", "--output=json", path)) if "data_file" not in options else None
+    description, snapshots = describe(path)
+    assert snapshots == []
+    if facts is None:
+        assert description.specific["data-file"] == f"{tmp_path}/data file"
+        assert description.specific["data-file-raw"] is ("raw" in options)
+        return
+    assert description.specific == facts["format-specific"]["data"]
+    assert description.cluster_size == facts["cluster-size"]
+    assert description.dirty is facts["dirty-flag"] is False
+
+
+def test_bitmaps_and_snapshots(tmp_path: Path, qemu_img: Callable[..., str]) -> None:
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+    qemu_img("bitmap", "--add", path, "first")
+    qemu_img("bitmap", "--add", "--disable", "-g", "4k", path, "second one")
+    for name in ("one", "zwei \u00e4", "3"):
+        qemu_img("snapshot", "-c", name, path)
+    facts = json.loads(qemu_img("info", "--output=json", path))
+    description, snapshots = describe(path)
+    assert description.specific == facts["format-specific"]["data"]
+    assert [(s.id, s.name, s.date_sec, s.date_nsec, s.icount) for s in snapshots] == [
+        (s["id"], s["name"], s["date-sec"], s["date-nsec"], s.get("icount")) for s in facts["snapshots"]
+    ]
+    with Context().open(str(path)) as image:
+        assert isinstance(image, Qcow2Image)
+        assert [entry.disk_size for entry in image.snapshots] == [64 << 20] * 3
+
+
+def test_dirty_and_corrupt(tmp_path: Path, qemu_img: Callable[..., str]) -> None:
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "1M")
+    data = bytearray(path.read_bytes())
+    for bits, dirty, corrupt in ((1, True, False), (2, False, True)):
+        data[79] = bits
+        path.write_bytes(data)
+        description, _ = describe(path)
+        assert description.dirty is dirty
+        assert description.specific["corrupt"] is corrupt
+        with Context().open(str(path)) as image:
+            assert image.read_at(0, 512) == bytes(512)
+        with pytest.raises(ImageError, match=r"Image is corrupt; cannot be opened read/write|not closed cleanly"):
+            Context().open(str(path), writable=True)
+        assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("method", [CryptMethod.AES, CryptMethod.LUKS])
+def test_encrypted_is_described_but_not_read(method: CryptMethod, tmp_path: Path) -> None:
+    header = Header(
+        version=3,
+        cluster_bits=16,
+        size=1 << 20,
+        l1_size=1,
+        l1_table_offset=0x30000,
+        refcount_table_offset=0x10000,
+        refcount_table_clusters=1,
+        crypt_method=method,
+        crypto=CryptoPointer(0x40000, 0x10000) if method is CryptMethod.LUKS else None,
+    )
+    path = tmp_path / "x.qcow2"
+    path.write_bytes(header.build().ljust(0x50000, b"\0"))
+    name = method.name.lower()
+    description, _ = describe(path)
+    assert description.specific["encrypt"]["format"] == name
+    with pytest.raises(UnsupportedFeature, match=f"encryption format '{name}'"):
+        Context().open(str(path))
+
+
+def corrupted(path: Path, offset: int, value: int, width: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(value.to_bytes(width, "big"))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "width", "message"),
+    [
+        (4 + 4, 0, 4, "doesn't satisfy the constraints"),
+        (12, 4, 4, "doesn't satisfy the constraints"),
+        (16, 2, 1, "doesn't satisfy the constraints"),
+        (17, 32, 1, "doesn't satisfy the constraints"),
+        (18, 60000, 2, "Broken bitmap directory"),
+        (18, 0, 2, "doesn't satisfy the constraints|More bitmaps found"),
+        (20, 8, 4, "Bitmap extra data is not supported"),
+    ],
+)
+def test_broken_bitmap_directory(
+    offset: int, value: int, width: int, message: str, tmp_path: Path, qemu_img: Callable[..., str]
+) -> None:
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+    qemu_img("bitmap", "--add", path, "first")
+    with Context().open(str(path)) as image:
+        assert isinstance(image, Qcow2Image)
+        assert image.header.bitmaps is not None
+        directory = image.header.bitmaps.offset
+    corrupted(path, directory + offset, value, width)
+    with pytest.raises(InvalidImage, match=message):
+        describe(path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "width", "message"),
+    [
+        (36, 1025, 4, "Too much extra metadata in snapshot table entry 0"),
+        (14, 65535, 2, "outside the file"),
+    ],
+)
+def test_broken_snapshot_table(
+    offset: int, value: int, width: int, message: str, tmp_path: Path, qemu_img: Callable[..., str]
+) -> None:
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+    qemu_img("snapshot", "-c", "one", path)
+    with Context().open(str(path)) as image:
+        assert isinstance(image, Qcow2Image)
+        table = image.header.snapshots_offset
+    corrupted(path, table + offset, value, width)
+    with pytest.raises(InvalidImage, match=message):
+        describe(path)
+    with pytest.raises(InvalidImage, match=message):
+        Context().open(str(path))
