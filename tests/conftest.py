@@ -1,0 +1,202 @@
+"""What the tests across packages share: both command lines, and disks with real patterns in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+KIB, MIB = 1 << 10, 1 << 20
+BLOCK = 64 * KIB
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run of a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def fails_with(self, pattern: str) -> None:
+        """It ended with exit code 1 and an error, one line and perhaps a hint, that matches the pattern."""
+        assert self.code == 1, (self.code, self.out, self.err)
+        first = self.err.splitlines()[0] if self.err else ""
+        assert first.startswith("diskwright: "), self.err
+        assert re.search(pattern, self.err), self.err
+
+
+def run(command: Sequence[str | os.PathLike[str]], *, timeout: float = 120, **options: object) -> Result:
+    """Run a command to its end; bytes that are no UTF-8 come back as surrogates."""
+    done = subprocess.run(
+        [os.fspath(part) for part in command],
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        **options,  # type: ignore[call-overload]
+    )
+    return Result(
+        done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode(errors="surrogateescape")
+    )
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., Result]:
+    """Run ``python -m diskwright`` in a process of its own."""
+
+    def call(*args: str | os.PathLike[str], code: int | None = None, **options: object) -> Result:
+        result = run([sys.executable, "-m", "diskwright", *args], **options)  # type: ignore[arg-type]
+        if "Traceback" in result.err:
+            pytest.fail(f"{args} ended in a traceback: {result.err[-1500:]}")
+        if code is not None:
+            assert result.code == code, (args, result)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def inside(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Result]:
+    """Run a command in this process: quick, and what is no expected error comes out as itself."""
+    from diskwright.cli import main
+
+    def call(*args: str | os.PathLike[str], code: int | None = None) -> Result:
+        capfdbinary.readouterr()
+        try:
+            status = main([os.fspath(arg) for arg in args])
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out, err = capfdbinary.readouterr()
+        result = Result(status, out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape"))
+        if code is not None:
+            assert result.code == code, (args, result)
+        return result
+
+    return call
+
+
+def oracle_program(name: str) -> str:
+    """Path of a program of QEMU's, beside DISKWRIGHT_QEMU_IMG if that is set; the test skips if there is none."""
+    chosen = os.environ.get("DISKWRIGHT_QEMU_IMG")
+    beside = Path(chosen).with_name(name) if chosen else None
+    found = str(beside) if beside and beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (Debian: qemu-utils)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def qemu_img() -> Callable[..., Result]:
+    """Run the real qemu-img; by default it must succeed."""
+    program = oracle_program("qemu-img")
+
+    def call(*args: str | os.PathLike[str], code: int | None = 0) -> Result:
+        result = run([program, *args])
+        assert code is None or result.code == code, (args, result)
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def qemu_io() -> Callable[..., Result]:
+    """Run commands of the real qemu-io on an image: ``qemu_io(image, format, "write -P 1 0 64k", ...)``."""
+    program = oracle_program("qemu-io")
+
+    def call(image: Path, format: str, *commands: str) -> Result:
+        parts = [part for command in commands for part in ("-c", command)]
+        result = run([program, "-f", format, *parts, image])
+        assert result.code == 0, result
+        assert "failed" not in result.out + result.err, result
+        return result
+
+    return call
+
+
+def _at_least(data: bytes, length: int) -> bytes:
+    return data * -(-length // len(data))
+
+
+def _texts() -> bytes:
+    library = Path(os.__file__).parent
+    return b"".join((library / name).read_bytes() for name in ("argparse.py", "typing.py", "inspect.py", "tarfile.py"))
+
+
+def write_patterns(path: Path, size: int, seed: int = 1) -> None:
+    """Make a raw disk as disks are: texts, program code, noise, written zeros and long holes.
+
+    :param size: bytes; of large disks only some places have data, at both ends too.
+    """
+    rng = random.Random(seed)
+    window = 256 * KIB
+    sources = [_texts(), Path(sys.executable).resolve().read_bytes()[: 4 * MIB], rng.randbytes(window), bytes(window)]
+    sources = [_at_least(source, window) for source in sources]
+    with path.open("wb") as disk:
+        disk.truncate(size)
+        places = {0, max(0, size - BLOCK), *(rng.randrange(0, max(1, size)) // 512 * 512 for _ in range(12))}
+        for place in sorted(places):
+            room = min(size - place, rng.choice((512, 4 * KIB, BLOCK, 200 * KIB)))
+            source = rng.choice(sources)
+            start = rng.randrange(0, len(source) - window + 1)
+            disk.seek(place)
+            disk.write(source[start : start + room])
+
+
+def nonzero_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Offset and digest of each block of a raw file that is not all zeros; holes are not read."""
+    zeros = bytes(BLOCK)
+    with path.open("rb", buffering=0) as disk:
+        end = disk.seek(0, os.SEEK_END)
+        offset = 0
+        while offset < end:
+            try:
+                data = os.lseek(disk.fileno(), offset, os.SEEK_DATA)
+            except OSError:
+                return
+            offset = data // BLOCK * BLOCK
+            block = os.pread(disk.fileno(), BLOCK, offset)
+            if block != zeros[: len(block)]:
+                yield offset, hashlib.blake2b(block.rstrip(b"\0")).digest()
+            offset += BLOCK
+
+
+def assert_same_disk(left: Path, right: Path) -> None:
+    """Two raw files are equally long and read the same, whatever their holes."""
+    assert left.stat().st_size == right.stat().st_size
+    assert list(nonzero_blocks(left)) == list(nonzero_blocks(right))
+
+
+@pytest.fixture(scope="session")
+def patterns() -> Callable[..., None]:
+    """See :func:`write_patterns`."""
+    return write_patterns
+
+
+@pytest.fixture(scope="session")
+def same_disk() -> Callable[[Path, Path], None]:
+    """See :func:`assert_same_disk`."""
+    return assert_same_disk
+
+
+@pytest.fixture(scope="session")
+def digest() -> Callable[[Path], str]:
+    """Digest of a file's bytes and of what the system knows of it; to show that a file was not touched."""
+
+    def of(path: Path) -> str:
+        status = path.stat()
+        seen = f"{status.st_size} {status.st_mtime_ns} {status.st_mode} {status.st_ino}"
+        return hashlib.blake2b(path.read_bytes() + seen.encode()).hexdigest()
+
+    return of
