@@ -60,6 +60,16 @@ def test_two_equally_sure_drivers_are_an_error(formats: Registry) -> None:
         formats.probe(b"ABCD", "x")
 
 
+def test_a_format_without_driver_does_not_pass_as_raw(formats: Registry) -> None:
+    formats.register("raw", Probing("raw", b"", 1))
+    head = bytes(0x40) + b"\x7f\x10\xda\xbe" + bytes(100)
+    with pytest.raises(UnknownFormat, match="^'x' is in vdi format$") as caught:
+        formats.probe(head, "x")
+    assert caught.value.hint == "The package diskwright-vdi provides it: pip install diskwright-vdi"
+    formats.register("vdi", Probing("vdi", bytes(0x40) + b"\x7f\x10\xda\xbe"))
+    assert formats.probe(head, "x") == "vdi"
+
+
 def test_nobody_knows_it(formats: Registry) -> None:
     with pytest.raises(UnknownFormat):
         formats.probe(b"ABCD", "x")

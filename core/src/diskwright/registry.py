@@ -42,6 +42,22 @@ PACKAGES = {
 """Which package has a driver that is not installed; used for advice only."""
 
 
+SIGNATURES: dict[str, tuple[int, bytes]] = {
+    "bochs": (0, b"Bochs Virtual HD Image"),
+    "cloop": (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop"),
+    "luks": (0, b"LUKS\xba\xbe\0\1"),
+    "parallels": (0, b"WithouFreSpacExt"),
+    "qcow": (0, b"QFI\xfb\0\0\0\1"),
+    "qcow2": (0, b"QFI\xfb"),
+    "qed": (0, b"QED\0"),
+    "vdi": (0x40, b"\x7f\x10\xda\xbe"),
+    "vhdx": (0, b"vhdxfile"),
+    "vmdk": (0, b"KDMV"),
+    "vpc": (0, b"conectix"),
+}
+"""Offset and bytes by which a format is recognised whose driver is not installed: it must not pass as raw."""
+
+
 class Registry:
     """The drivers of one kind.
 
@@ -107,9 +123,7 @@ class Registry:
         try:
             found: Any = DriverManager(self.group, name, invoke_on_load=True, on_load_failure_callback=_raise_broken)
         except NoMatches:
-            package = PACKAGES.get(name)
-            hint = f"The package {package} provides it: pip install {package}" if package else ""
-            raise UnknownFormat(self._unknown.format(name), hint=hint) from None
+            raise UnknownFormat(self._unknown.format(name), hint=_install_hint(name)) from None
         except MultipleMatches as error:
             raise ImageError(f"Several installed packages provide the driver '{name}': {error}") from None
         driver: object = found.extensions[0].obj
@@ -165,21 +179,35 @@ class Registry:
 
         return ask
 
+    def _missing_driver(self, head: bytes) -> str | None:
+        """The format of a file that only drivers recognise which are not installed."""
+        for name, (offset, signature) in SIGNATURES.items():
+            if name not in self._drivers and head[offset : offset + len(signature)] == signature:
+                return name
+        return None
+
     def probe(self, head: bytes, filename: str) -> str:
         """The name of the driver that is surest of a file.
 
-        :raises UnknownFormat: none knows it.
+        :raises UnknownFormat: none knows it, or it is in a format whose driver is not installed.
         :raises ImageError: several are equally sure.
         """
         self.load_all()
         hits: list[ProbeHit] = self.manager.hook.probe(head=head, filename=filename)
         best = max((hit.score for hit in hits), default=0)
         names = sorted({hit.format for hit in hits if hit.score == best})
+        if best <= 1 and (missing := self._missing_driver(head)):
+            raise UnknownFormat(f"'{filename}' is in {missing} format", hint=_install_hint(missing))
         if not names:
             raise UnknownFormat(f"'{filename}' is in no format that an installed driver knows")
         if len(names) > 1:
             raise ImageError(f"'{filename}' could be {' or '.join(names)}: name its format")
         return names[0]
+
+
+def _install_hint(name: str) -> str:
+    package = PACKAGES.get(name)
+    return f"The package {package} provides it: pip install {package}" if package else ""
 
 
 def _raise_broken(manager: object, entry_point: Any, error: BaseException) -> None:
