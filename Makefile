@@ -51,4 +51,5 @@ $(READY): Makefile constraints.txt pyproject.toml $(addsuffix /pyproject.toml,$(
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TOOLS)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation \
 		$(addprefix -e ./,$(PACKAGES)) -e .
+	@$(BIN)/python -m compileall -q $(SOURCES)
 	@touch $@

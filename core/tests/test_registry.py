@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diskwright import discovery
 from diskwright.errors import ImageError, UnknownFormat, UnsupportedOperation
 from diskwright.hookspecs import ProbeHit, hookimpl
 from diskwright.registry import Registry
@@ -111,9 +112,9 @@ def test_broken_and_doubled_plugins_leave_the_others_alone(tmp_path: Path, monke
     install(tmp_path / "a", "twin_a", "twin = twin_a_plugin:Driver", good)
     install(tmp_path / "b", "twin_b", "twin = twin_b_plugin:Driver", good)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b"), *sys.path])
-    monkeypatch.setattr("stevedore._cache._c._disable_caching", True)
     monkeypatch.setattr("stevedore.ExtensionManager.ENTRY_POINT_CACHE", {})
     monkeypatch.setattr("stevedore._cache._c._internal", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     registry = Registry("diskwright.formats")
     assert "good" in registry.names()
     assert "broken" not in registry.names()
@@ -121,3 +122,28 @@ def test_broken_and_doubled_plugins_leave_the_others_alone(tmp_path: Path, monke
         registry.load("broken")
     with pytest.raises(ImageError, match="Several installed packages provide the driver 'twin'"):
         registry.load("twin")
+
+
+def test_what_was_found_is_remembered_until_something_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans: list[str] = []
+
+    def scan(group: str) -> list[discovery.EntryPoint]:
+        scans.append(group)
+        return [discovery.EntryPoint("one", "a.b:C"), discovery.EntryPoint("two", "d:E")]
+
+    monkeypatch.setattr(discovery, "_scan", scan)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setattr(sys, "path", [str(site)])
+    first = discovery.entry_points("diskwright.formats")
+    assert len(scans) == 2
+    assert discovery.entry_points("diskwright.formats") == first == scan("")
+    assert len(scans) == 3
+    (site / "new-1.0.dist-info").mkdir()
+    discovery.entry_points("diskwright.formats")
+    assert len(scans) == 5
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert discovery.entry_points("diskwright.protocols") == first

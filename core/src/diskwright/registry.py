@@ -1,4 +1,4 @@
-"""Finding drivers and calling them: stevedore finds, pluggy calls.
+"""Loading drivers and calling them: stevedore finds (see :mod:`.discovery`), pluggy calls.
 
 A driver is loaded when it is first named; only probing, and listing what there is, load them all. Each loaded driver is
 a pluggy plugin under its own name, so that other plugins can wrap its hooks.
@@ -7,10 +7,11 @@ a pluggy plugin under its own name, so that other plugins can wrap its hooks.
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from .discovery import entry_points
 from .errors import ImageError, UnknownFormat, UnsupportedOperation
 
 if TYPE_CHECKING:
@@ -117,29 +118,27 @@ class Registry:
             return driver
 
     def _find(self, name: str) -> object:
-        from stevedore import DriverManager
-        from stevedore.exception import MultipleMatches, NoMatches
-
+        found = [point for point in entry_points(self.group) if point.name == name]
+        if not found:
+            raise UnknownFormat(self._unknown.format(name), hint=_install_hint(name))
+        if len(found) > 1:
+            places = " and ".join(point.value for point in found)
+            raise ImageError(f"Several installed packages provide the driver '{name}': {places}")
         try:
-            found: Any = DriverManager(self.group, name, invoke_on_load=True, on_load_failure_callback=_raise_broken)
-        except NoMatches:
-            raise UnknownFormat(self._unknown.format(name), hint=_install_hint(name)) from None
-        except MultipleMatches as error:
-            raise ImageError(f"Several installed packages provide the driver '{name}': {error}") from None
-        driver: object = found.extensions[0].obj
+            driver: object = found[0].load()()
+        except Exception as error:
+            raise ImageError(f"Driver '{name}' cannot be loaded: {error}") from error
         return driver
 
     def load_all(self) -> dict[str, object]:
-        """All drivers by name. One that is broken is left out: it must not take the others with it."""
+        """All drivers by name. One that is broken is left out, and who names it is told why: it must not take the
+        others with it.
+        """
         with self._lock:
             if not self._all_loaded:
-                from stevedore import ExtensionManager
-
-                found: Any = ExtensionManager(self.group, invoke_on_load=True, on_load_failure_callback=_skip_broken)
-                times = Counter(extension.name for extension in found.extensions)
-                for extension in found.extensions:
-                    if extension.name not in self._drivers and times[extension.name] == 1:
-                        self.register(extension.name, extension.obj)
+                for name in sorted({point.name for point in entry_points(self.group)}):
+                    with suppress(ImageError):
+                        self.load(name)
                 self._all_loaded = True
             return dict(self._drivers)
 
@@ -208,11 +207,3 @@ class Registry:
 def _install_hint(name: str) -> str:
     package = PACKAGES.get(name)
     return f"The package {package} provides it: pip install {package}" if package else ""
-
-
-def _raise_broken(manager: object, entry_point: Any, error: BaseException) -> None:
-    raise ImageError(f"Driver '{entry_point.name}' cannot be loaded: {error}") from error
-
-
-def _skip_broken(manager: object, entry_point: Any, error: BaseException) -> None:
-    """Leave it out; who names it gets the reason from :func:`_raise_broken`."""
