@@ -46,6 +46,9 @@ def test_command_line_sizes_fit_63_bits() -> None:
         InvalidOption, match=r"^Invalid image size specified\. Must be between 0 and 9223372036854775807\.$"
     ):
         parse_cli_size("8E", "image size")
+    for text in ("16E", "-5"):
+        with pytest.raises(InvalidOption, match="Must be between 0"):
+            parse_cli_size(text, "image size")
     with pytest.raises(InvalidOption, match="^Invalid step size specified: '1x'$"):
         parse_cli_size("1x", "step size")
 

@@ -52,7 +52,7 @@ def _scan(group: str) -> list[EntryPoint]:
     from stevedore import ExtensionManager
 
     # A test instance is one that loads nothing: listing is all that is wanted here.
-    manager = ExtensionManager.make_test_instance([], namespace=group)
+    manager: Any = ExtensionManager.make_test_instance([], namespace=group)
     return sorted({EntryPoint(point.name, point.value) for point in manager.list_entry_points()})
 
 

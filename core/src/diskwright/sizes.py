@@ -21,22 +21,27 @@ def parse_size(text: str) -> int:
     :raises InvalidOption: with only the offending text as message; callers say what it was meant for.
     Source: qemu ``qemu_strtosz``; fractions need a suffix other than ``b`` and are rounded half up.
     """
-    if match := _HEX.fullmatch(text):
-        size = int(match[1], 16)
-    elif match := _DECIMAL.fullmatch(text):
-        fraction = match[2] or match[3] or ""
-        shift = _UNITS[(match[4] or "b").lower()]
-        if fraction and not shift:
-            raise InvalidOption(text)
-        decimals = fraction.removeprefix(".")
-        scaled = int((match[1] or "") + decimals) << shift
-        divisor = 10 ** len(decimals)
-        size = (2 * scaled + divisor) // (2 * divisor)
-    else:
-        raise InvalidOption(text)
-    if size > MAX_UINT64:
+    size = _parse(text)
+    if size is None or size > MAX_UINT64:
         raise InvalidOption(text)
     return size
+
+
+def _parse(text: str) -> int | None:
+    """A size of any magnitude, ``None`` if the text is none."""
+    if match := _HEX.fullmatch(text):
+        return int(match[1], 16)
+    match = _DECIMAL.fullmatch(text)
+    if match is None:
+        return None
+    fraction = match[2] or match[3] or ""
+    shift = _UNITS[(match[4] or "b").lower()]
+    if fraction and not shift:
+        return None
+    decimals = fraction.removeprefix(".")
+    scaled = int((match[1] or "") + decimals) << shift
+    divisor: int = 10 ** len(decimals)
+    return (2 * scaled + divisor) // (2 * divisor)
 
 
 def parse_cli_size(text: str, noun: str) -> int:
@@ -44,11 +49,10 @@ def parse_cli_size(text: str, noun: str) -> int:
 
     :param noun: what the size is of, for messages: ``image size``, ``buffer size``.
     """
-    try:
-        size = parse_size(text)
-    except InvalidOption:
-        raise InvalidOption(f"Invalid {noun} specified: '{text}'") from None
-    if size > MAX_INT64:
+    size = _parse(text.lstrip().removeprefix("-"))
+    if size is None:
+        raise InvalidOption(f"Invalid {noun} specified: '{text}'")
+    if size > MAX_INT64 or text.lstrip().startswith("-"):
         raise InvalidOption(f"Invalid {noun} specified. Must be between 0 and {MAX_INT64}.")
     return size
 

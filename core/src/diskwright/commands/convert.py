@@ -121,7 +121,9 @@ def _sparse_size(text: str) -> int:
 
 
 def _parallel(text: str) -> int:
-    count = int(text) if text.isdecimal() else 0
+    if not text.isdecimal():
+        raise InvalidOption(f"Invalid number of coroutines specified: '{text}'")
+    count = int(text)
     if not 1 <= count <= MAX_PARALLEL:
         raise InvalidOption(f"Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}.")
     return count

@@ -44,8 +44,9 @@ def run(args: Namespace, app: App) -> int:
     filename, *rest = args.operands
     if len(rest) > 1:
         raise InvalidOption(f"Unexpected argument: {rest[1]}")
+    size = parse_cli_size(rest[0], "image size") if rest else None
     try:
-        _create(args, app, filename, parse_cli_size(rest[0], "image size") if rest else None)
+        _create(args, app, filename, size)
     except ImageError as error:
         raise error.in_context(filename) from error
     return 0

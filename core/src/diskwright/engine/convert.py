@@ -61,7 +61,7 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
         sources = [stack.enter_context(_open_source(context, name, request)) for name in request.sources]
         size = sum(source.size for source in sources)
         if request.create:
-            _convert_into_new(context, request, sources, int(values.get("size", size)), values, progress)
+            _convert_into_new(context, request, sources, size, values, progress)
         else:
             target = context.open(request.target, request.format, writable=True, cache=request.cache)
             stack.enter_context(target)
@@ -84,6 +84,7 @@ def _open_source(context: Context, name: str, request: ConvertRequest) -> Image:
 def _target_values(context: Context, request: ConvertRequest) -> dict[str, Any]:
     declared = declared_options(context, request.format, request.target)
     values = parse_options(declared, request.options)
+    values.pop("size", None)  # the target is as large as the sources
     if request.compress and values.get("preallocation", "off") != "off":
         raise InvalidOption("Compression and preallocation not supported at the same time")
     backing_file = request.backing_file or values.pop("backing_file", None)

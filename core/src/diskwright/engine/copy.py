@@ -243,17 +243,17 @@ class _Copy:
     def _sort_out(self, pieces: list[Piece], cell_start: int, view: memoryview) -> tuple[list[Range], list[Range]]:
         """Which ranges of a cell to write as data and which as zeros; the rest is not to be touched.
 
-        Without need to be explicit about zeros the data is rounded out to whole blocks, which are cheaper to allocate.
+        Without need to be explicit about zeros data is rounded out to whole clusters, which are cheaper to allocate.
         """
         wanted = [(piece.offset - cell_start, piece.end - cell_start) for piece in pieces]
         if not self.options.sparse_size:
             return list(joined(wanted)), []
         runs = nonzero_runs(view, self.block)
-        if not self.explicit:
+        if not self.explicit and self.target.cluster_size:
             return runs, []
         wanted = list(joined(wanted))
         data = list(intersection(wanted, runs))
-        return data, list(difference(wanted, data))
+        return data, list(difference(wanted, data)) if self.explicit else []
 
     def _write(self, number: int, cell_start: int, data: list[Range], view: memoryview) -> None:
         target = self.target

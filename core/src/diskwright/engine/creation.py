@@ -66,7 +66,10 @@ class Creation:
         :param size: virtual size, bytes; rounded up to whole sectors.
         :param values: creation options, typed.
         """
-        node = self.file(parse_filename(filename), values)
+        # What a format declares itself is its own business, what it does not is the protocol's.
+        own = {option.name for option in self.context.formats.call("creation_options", format)}
+        others = {name: value for name, value in values.items() if name not in own}
+        node = self.file(parse_filename(filename), others)
         self._key_ids[node] = {name: str(id) for name, id in values.items() if name.endswith("key-secret")}
         size = -(-size // SECTOR) * SECTOR
         options = CreateOptions(
@@ -80,7 +83,10 @@ class Creation:
         request = OpenRequest(writable=True, cache=self.cache, options=self._key_ids.get(node))
         image = open_format(self.context, node, filename, format, request, created=self._nodes)
         self._images.append(image)
-        attach_backing(self.context, image, request)
+        try:
+            attach_backing(self.context, image, request)
+        except ImageError as error:
+            raise error.in_context(f"Could not open '{filename}'") from error
         return image
 
     def __enter__(self) -> Creation:
@@ -178,12 +184,11 @@ def create(context: Context, request: CreateRequest, announce: Callable[[str], N
     declared = declared_options(context, request.format, request.filename)
     values = backing_values(request, declared)
     size = request.size
-    if request.backing_file is not None and not (request.backing_unsafe and size is not None):
+    if request.backing_file is not None and not request.backing_unsafe:
         backing_size = _check_backing(context, request)
         size = backing_size if size is None else size
     if size is None:
         raise InvalidOption("Image creation needs a size parameter")
-    size = -(-size // SECTOR) * SECTOR
     values["size"] = size
     announce(formatting_line(request.filename, request.format, declared, values))
     with Creation(context) as creation:

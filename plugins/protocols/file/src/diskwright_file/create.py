@@ -33,6 +33,7 @@ def create(filename: str, options: ProtocolOptions) -> OverwrittenFile:
     :raises InvalidOption: the name is that of a directory or the like.
     :raises LockConflict: another process uses the existing file.
     """
+    _require_known_preallocation(options)
     path = _resolve(filename)
     try:
         fd = os.open(path, open_flags(options) | os.O_RDWR | os.O_CREAT | os.O_EXCL, NEW_FILE_MODE)
@@ -42,6 +43,14 @@ def create(filename: str, options: ProtocolOptions) -> OverwrittenFile:
         raise NodeIOError(f"Could not create '{filename}'", error) from None
     _apply_hints(fd, options)
     return NewFile(fd, filename, path, options)
+
+
+def _require_known_preallocation(options: ProtocolOptions) -> None:
+    mode = options.values.get("preallocation", "off")
+    if mode == "metadata":
+        raise InvalidOption(f"Unsupported preallocation mode: {mode}")
+    if mode not in ("off", "falloc", "full"):
+        raise InvalidOption(f"invalid parameter value: {mode}")
 
 
 def create_on_device(filename: str, options: ProtocolOptions) -> OverwrittenFile:
