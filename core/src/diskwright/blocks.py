@@ -1,4 +1,4 @@
-"""Block maps: the long tables of integers, one for each block of a disk, that formats without clusters of tables have."""
+"""Block maps: one long table of integers with an entry for each block of a disk, as VDI, VHD, Parallels have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .bounded import BoundedReader
 from .node import Writable
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 WINDOW = 1 << 16
@@ -68,3 +69,20 @@ class BlockMap:
         for start, end in zip([0, *breaks.tolist()], [*breaks.tolist(), len(numbers)], strict=True):
             node.write_at(self._offset + self._width * int(numbers[start]), entries[start:end].tobytes())
         self._changed = {}
+
+
+def repeated(entries: npt.NDArray[Any], which: npt.NDArray[np.bool_], seen: npt.NDArray[np.bool_]) -> Any:
+    """Tell which entries of a window name a block of the file that has been met before, for checks.
+
+    :param which: a bool for each entry: whether it is to be looked at.
+    :param seen: a bool for each block of the file, longer than the largest of those entries; it is brought up to date.
+    :returns: a bool for each entry.
+    """
+    import numpy as np
+
+    where = np.flatnonzero(which)
+    first = where[np.unique(entries[where], return_index=True)[1]]
+    result = which.copy()
+    result[first] = seen[entries[first]]
+    seen[entries[first]] = True
+    return result

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from diskwright import blocks
 from diskwright.context import Context
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable, Flag, Kind
@@ -13,7 +14,7 @@ from diskwright.graph import OpenRequest, open_format
 from diskwright.hookspecs import CheckResult, CreateOptions
 from diskwright.node import Node
 from diskwright.testing import MemoryNode, RecordingNode, qemu_img
-from diskwright_vdi import blockmap
+from diskwright_vdi import image as image_module
 from diskwright_vdi.image import VdiImage
 from diskwright_vdi.layout import HEADER, HEADER_SIZE
 
@@ -67,8 +68,9 @@ def test_too_large() -> None:
         created(513 << 40)
 
 
-def test_large_disk_is_mapped_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blockmap, "MAX_PAGES", 4)
+def test_large_disk_is_mapped_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "WINDOW", 1 << 12)
+    monkeypatch.setattr(image_module, "MAX_CHANGED", 4)
     node = created(1 << 40)
     image = opened(node, writable=True)
     wanted = {}
@@ -76,7 +78,7 @@ def test_large_disk_is_mapped_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
         offset = (number * 7 % 16) * (64 << 30) + number * 4096
         wanted[offset] = bytes([number + 1]) * 100
         image.write_at(offset, wanted[offset])
-    assert len(image.block_map._pages) <= 4
+        assert image.block_map.changed < 4
     image.close()
     image = opened(node)
     assert checked(image) == CheckResult()

@@ -1,16 +1,16 @@
-"""An open VDI image: map, read, write."""
+"""An open VDI image: map, read, write, check."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from diskwright.blocks import MAX_CHANGED, BlockMap, repeated
 from diskwright.bounded import BoundedReader
 from diskwright.extent import NO_OFFSET, ExtentTable, Flag, Kind, tabulate_blocks
-from diskwright.hookspecs import OpenOptions
+from diskwright.hookspecs import CheckResult, OpenOptions
 from diskwright.node import Node, Placement, Writable, WritableImage
 
-from .blockmap import BlockMap
-from .layout import ALLOCATED_OFFSET, BLOCK_SIZE, FIRST_SPECIAL, Header
+from .layout import ALLOCATED_OFFSET, BLOCK_SIZE, FIRST_SPECIAL, SECTOR_SIZE, STATIC, read_header
 
 
 class VdiImage(WritableImage):
@@ -29,84 +29,75 @@ class VdiImage(WritableImage):
         self.filename = options.filename
         self.read_only = not options.writable
         self.reader = BoundedReader(source, "VDI")
-        self.header = Header.read(self.reader)
-        self.block_map = BlockMap(self.reader, self.header.offset_bmap, self.header.blocks)
+        self.header = read_header(self.reader)
+        self.static = self.header.image_type == STATIC
+        self.block_map = BlockMap(self.reader, "<u4", self.header.offset_bmap, self.header.blocks_in_image)
         self._next_block: int | None = None
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return self.header.disk_size
+        """Bytes, rounded up to sectors: VirtualBox writes sizes that are no whole ones."""
+        return -(-int(self.header.disk_size) // SECTOR_SIZE) * SECTOR_SIZE
 
     def new_reads_zero(self) -> bool:
         """Blocks without a place do, others read what the file has there."""
-        return not self.header.static or self.file.new_reads_zero()
+        return not self.static or self.file.new_reads_zero()
 
     def map(self, offset: int, length: int) -> Iterator[ExtentTable]:
         """The extents of a guest range; see ``block_status``."""
         import numpy as np
 
         end = offset + length
-        flags = Flag.SPARSE if self.header.static else Flag(0)
-        for first, entries in self.block_map.runs(offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)):
+        flags = Flag.SPARSE if self.static else Flag(0)
+        for first, entries in self.block_map.windows(offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)):
             placed = entries < FIRST_SPECIAL
             places = np.where(placed, entries * np.int64(BLOCK_SIZE) + self.header.offset_data, NO_OFFSET)
             kinds = np.where(placed, Kind.DATA, Kind.ZERO)
             table = tabulate_blocks(first * BLOCK_SIZE, BLOCK_SIZE, kinds, self.file, places, placed * flags)
             table = table.clipped(offset, end)
-            self._require_inside(table)
+            rows = table.rows[table.rows["kind"] == Kind.DATA]
+            # Behind the end of the file they would read as zeros, which is not what was written there.
+            for row in rows[rows["node_offset"] + rows["length"] > self.file.size]:
+                self.reader.require(int(row["node_offset"]), int(row["length"]), "block")
             yield table
 
-    def _require_inside(self, table: ExtentTable) -> None:
-        """Refuse blocks behind the end of the file: they would read as zeros, which is not what was written there."""
-        import numpy as np
-
-        rows = table.rows
-        outside = np.flatnonzero((rows["kind"] == Kind.DATA) & (rows["node_offset"] + rows["length"] > self.file.size))
-        if len(outside):
-            row = rows[outside[0]]
-            self.reader.require(int(row["node_offset"]), int(row["length"]), "block")
-
     def allocate(self, offset: int, length: int) -> Sequence[Placement]:
-        """Blocks with a place keep it, the others get the next places in the file."""
-        placements: list[Placement] = []
+        """Blocks with a place keep it, the others get the next places in the file; a placement for each block."""
+        placements = []
         end = offset + length
-        for first, entries in self.block_map.runs(offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)):
+        for first, entries in self.block_map.windows(offset // BLOCK_SIZE, -(-end // BLOCK_SIZE)):
             for number, entry in enumerate(entries.tolist(), first):
+                start = max(offset, number * BLOCK_SIZE)
+                count = min(end, (number + 1) * BLOCK_SIZE) - start
+                head = start % BLOCK_SIZE
                 is_new = entry >= FIRST_SPECIAL
-                place = self.header.offset_data + BLOCK_SIZE * (self._take_block() if is_new else entry)
-                block = number * BLOCK_SIZE
-                head, tail = max(0, offset - block), max(0, block + BLOCK_SIZE - end)
-                around = {"head": head, "tail": tail} if is_new else {}
-                part = Placement(block + head, BLOCK_SIZE - head - tail, self.file, place + head, **around)
-                _append(placements, part)
+                place = self.header.offset_data + BLOCK_SIZE * (self._take_block() if is_new else entry) + head
+                around = (head, BLOCK_SIZE - head - count) if is_new else (0, 0)
+                placements.append(Placement(start, count, self.file, place, *around))
         return placements
 
     def _take_block(self) -> int:
+        import numpy as np
+
+        blocks = self.block_map.count
         if self._next_block is None:
             # Not the header's count alone: after a crash there may be a block more than it says.
-            self._next_block = max(self.header.blocks_allocated, self._blocks_in_use())
-        if self._next_block >= self.header.blocks:
-            raise self.reader.error(f"all of the {self.header.blocks} blocks are in use")
+            behind = self.header.blocks_allocated
+            for _, entries in self.block_map.windows(0, blocks):
+                behind = max(behind, int(np.max(entries + np.int64(1), where=entries < FIRST_SPECIAL, initial=0)))
+            self._next_block = behind
+        if self._next_block >= blocks:
+            raise self.reader.error(f"all of the {blocks} blocks are in use")
         self._next_block += 1
         return self._next_block - 1
 
-    def _blocks_in_use(self) -> int:
-        import numpy as np
-
-        runs = self.block_map.runs(0, self.header.blocks)
-        return max((int(np.where(run < FIRST_SPECIAL, run + 1, 0).max()) for _, run in runs), default=0)
-
     def link(self, placements: Sequence[Placement]) -> None:
         """Enter new places into the map in memory."""
-        import numpy as np
-
         for placement in placements:
-            first = placement.offset // BLOCK_SIZE
-            count = -(-(placement.offset + placement.length) // BLOCK_SIZE) - first
             place = (placement.node_offset - self.header.offset_data) // BLOCK_SIZE
-            if self.block_map.replace(first, np.arange(place, place + count, dtype=np.uint32)):
-                self.flush()
+            self.block_map.change(placement.offset // BLOCK_SIZE, place)
+        if self.block_map.changed >= MAX_CHANGED:
+            self.flush()
 
     def flush(self) -> None:
         """Write data, then the map, then the number of blocks, each one safe before the next."""
@@ -127,13 +118,30 @@ class VdiImage(WritableImage):
         finally:
             super().release()
 
+    def check(self) -> CheckResult:
+        """Find blocks in use twice, outside of the disk or of the file, and a wrong number of blocks in the header.
 
-def _append(placements: list[Placement], part: Placement) -> None:
-    """Add a placement, or make the last one longer if the new one continues it in the file too."""
-    last = placements[-1] if placements else None
-    if last is None or last.node_offset + last.length != part.node_offset:
-        placements.append(part)
-        return
-    placements[-1] = Placement(
-        last.offset, last.length + part.length, last.node, last.node_offset, head=last.head, tail=part.tail
-    )
+        Wording as qemu ``block/vdi.c``, ``vdi_co_check``, and so what counts as corrupt.
+        """
+        import numpy as np
+
+        result, allocated, blocks = CheckResult(), 0, self.block_map.count
+        in_file = max(0, -(-(self.file.size - self.header.offset_data) // BLOCK_SIZE))
+        seen = np.zeros(min(blocks, in_file), bool)
+        for start, entries in self.block_map.windows(0, blocks):
+            placed = entries < FIRST_SPECIAL
+            valid = placed & (entries < blocks)
+            inside = valid & (entries < len(seen))
+            for which, line in (
+                (placed & ~valid, "ERROR: block index {0} too large, is {1}"),
+                (valid & ~inside, "ERROR: block index {0} is behind the end of the file, is {1}"),
+                (repeated(entries, inside, seen), "ERROR: block index {1} also used by {1}"),
+            ):
+                numbers = np.flatnonzero(which)
+                for number in numbers[: result.MAX_FINDINGS - len(result.findings)].tolist():
+                    result.note(line.format(start + number, entries[number]))
+                result.corruptions += len(numbers)
+            allocated += int(np.count_nonzero(valid))
+        if allocated != self.header.blocks_allocated:
+            result.error(f"ERROR: allocated blocks mismatch, is {allocated}, should be {self.header.blocks_allocated}")
+        return result

@@ -1,20 +1,25 @@
-"""VDI on-disk structures, little-endian. Sources: qemu ``block/vdi.c``, VirtualBox ``Storage/VDICore.h``.
+"""VDI on-disk structures, little-endian, and new images.
 
-A file is a header of 512 bytes, the block map (an integer of 32 bits for each block of the disk), and the blocks.
+Sources: qemu ``block/vdi.c``, VirtualBox ``Storage/VDICore.h``. A file is a header of 512 bytes, the block
+map (an integer of 32 bits for each block of the disk), and the blocks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from typing import Any
 
 from construct import Bytes, Default, Int32ul, Int64ul, Padded, Padding, Struct
 
+from diskwright.blocks import WINDOW
 from diskwright.bounded import BoundedReader
-from diskwright.errors import UnsupportedFeature
+from diskwright.errors import InvalidOption, UnsupportedFeature, UnsupportedOperation
+from diskwright.hookspecs import CreateOptions
+from diskwright.node import Node, Truncatable, Writable
+
+from .plugin import SIGNATURE
 
 SECTOR_SIZE = HEADER_SIZE = 512
-SIGNATURE = 0xBEDA107F
 VERSION = 0x00010001
 DYNAMIC, STATIC = 1, 2
 BLOCK_SIZE = 1 << 20
@@ -52,62 +57,67 @@ HEADER = Struct(
 )
 
 
-@dataclass(frozen=True)
-class Header:
-    """The header of an image that can be read.
+def read_header(reader: BoundedReader) -> Any:
+    """The fields of :data:`HEADER`, of an image that can be read; its block map lies in the file.
 
-    :ivar disk_size: bytes, whole sectors.
-    :ivar blocks: entries of the block map.
+    :raises InvalidImage: it breaks the format.
+    :raises UnsupportedFeature: it uses what QEMU and this driver lack; QEMU's words.
     """
-
-    static: bool
-    offset_bmap: int
-    offset_data: int
-    disk_size: int
-    blocks: int
-    blocks_allocated: int
-
-    @classmethod
-    def read(cls, reader: BoundedReader) -> Header:
-        """Read and judge the header.
-
-        :raises InvalidImage: it breaks the format.
-        :raises UnsupportedFeature: it uses what QEMU and this driver lack.
-        """
-        raw = reader.structure(HEADER, 0, "header")
-        if raw.signature != SIGNATURE:
-            raise reader.error(f"Image not in VDI format (bad signature {raw.signature:08x})", 0x40)
-        if reason := _unsupported(raw):
+    header = reader.structure(HEADER, 0, "header")
+    if header.signature != SIGNATURE:
+        raise reader.error(f"Image not in VDI format (bad signature {header.signature:08x})", 0x40)
+    blocks = header.blocks_in_image
+    room = blocks * BLOCK_SIZE
+    for ok, reason in (
+        (header.version == VERSION, f"version {header.version >> 16}.{header.version & 0xFFFF}"),
+        (header.offset_bmap % SECTOR_SIZE == 0, f"unaligned block map offset 0x{header.offset_bmap:x}"),
+        (header.offset_data % SECTOR_SIZE == 0, f"unaligned data offset 0x{header.offset_data:x}"),
+        (header.sector_size == SECTOR_SIZE, f"sector size {header.sector_size} is not {SECTOR_SIZE}"),
+        (header.block_size == BLOCK_SIZE, f"block size {header.block_size} is not {BLOCK_SIZE}"),
+        (header.block_extra == 0, f"{header.block_extra} extra bytes for each block"),
+        (header.disk_size <= room, f"disk size {header.disk_size}, image bitmap has room for {room}"),
+        (header.uuid_link == NO_UUID, "non-NULL link UUID"),
+        (header.uuid_parent == NO_UUID, "non-NULL parent UUID"),
+        (blocks <= MAX_BLOCKS, f"too many blocks {blocks}, max is {MAX_BLOCKS}"),
+    ):
+        if not ok:
             raise UnsupportedFeature(f"unsupported VDI image ({reason})")
-        # VirtualBox writes sizes that are no whole sectors.
-        header = cls(
-            static=raw.image_type == STATIC,
-            offset_bmap=raw.offset_bmap,
-            offset_data=raw.offset_data,
-            disk_size=-(-raw.disk_size // SECTOR_SIZE) * SECTOR_SIZE,
-            blocks=raw.blocks_in_image,
-            blocks_allocated=raw.blocks_allocated,
-        )
-        map_end = header.offset_bmap + 4 * header.blocks
-        if header.offset_bmap < HEADER_SIZE or (header.blocks and header.offset_data < map_end):
-            raise reader.error("header, block map and blocks overlap", 0x154)
-        reader.require(header.offset_bmap, 4 * header.blocks, "block map")
-        return header
+    if header.offset_bmap < HEADER_SIZE or (blocks and header.offset_data < header.offset_bmap + 4 * blocks):
+        raise reader.error("header, block map and blocks overlap", 0x154)
+    reader.require(header.offset_bmap, 4 * blocks, "block map")
+    return header
 
 
-def _unsupported(raw: Any) -> str:
-    """Why an image cannot be used, in QEMU's words; empty if it can."""
-    room = raw.blocks_in_image * BLOCK_SIZE
-    checks = (
-        (raw.version == VERSION, f"version {raw.version >> 16}.{raw.version & 0xFFFF}"),
-        (raw.offset_bmap % SECTOR_SIZE == 0, f"unaligned block map offset 0x{raw.offset_bmap:x}"),
-        (raw.offset_data % SECTOR_SIZE == 0, f"unaligned data offset 0x{raw.offset_data:x}"),
-        (raw.sector_size == SECTOR_SIZE, f"sector size {raw.sector_size} is not {SECTOR_SIZE}"),
-        (raw.block_size == BLOCK_SIZE, f"block size {raw.block_size} is not {BLOCK_SIZE}"),
-        (raw.block_extra == 0, f"{raw.block_extra} extra bytes for each block"),
-        (raw.disk_size <= room, f"disk size {raw.disk_size}, image bitmap has room for {room}"),
-        (raw.uuid_link == NO_UUID, "non-NULL link UUID"),
-        (raw.uuid_parent == NO_UUID, "non-NULL parent UUID"),
-        (raw.blocks_in_image <= MAX_BLOCKS, f"too many blocks {raw.blocks_in_image}, max is {MAX_BLOCKS}"),
-    )
-    return next((reason for ok, reason in checks if not ok), "")
+def create(target: Node, options: CreateOptions) -> bool:
+    """Write header and block map; a static image also gets its full length.
+
+    :raises InvalidOption: the disk is too large for the format.
+    """
+    import numpy as np
+
+    size, limit = options.size, MAX_BLOCKS * BLOCK_SIZE
+    if size > limit:
+        raise InvalidOption(f"Unsupported VDI image size (size is 0x{size:x}, max supported is 0x{limit:x})")
+    if not isinstance(target, Writable):
+        raise UnsupportedOperation(f"'{options.filename}' cannot be written")
+    static = bool(options.get("static", False))
+    blocks = -(-size // BLOCK_SIZE)
+    offset_data = HEADER_SIZE + -(-4 * blocks // SECTOR_SIZE) * SECTOR_SIZE
+    fields = {
+        "image_type": STATIC if static else DYNAMIC,
+        "offset_data": offset_data,
+        "disk_size": size,
+        "blocks_in_image": blocks,
+        "blocks_allocated": blocks if static else 0,
+        "uuid_image": os.urandom(16),
+        "uuid_last_snap": os.urandom(16),
+    }
+    target.write_at(0, HEADER.build(fields))
+    for first in range(0, blocks, WINDOW):
+        last = min(first + WINDOW, blocks)
+        entries = np.arange(first, last, dtype="<u4") if static else np.full(last - first, UNALLOCATED, "<u4")
+        target.write_at(HEADER_SIZE + 4 * first, entries.tobytes())
+    target.write_at(HEADER_SIZE + 4 * blocks, bytes(offset_data - HEADER_SIZE - 4 * blocks))
+    if static and isinstance(target, Truncatable):
+        target.truncate(offset_data + blocks * BLOCK_SIZE)
+    return True

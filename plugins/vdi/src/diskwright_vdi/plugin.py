@@ -14,7 +14,7 @@ from diskwright.options import Option, OptionType
 if TYPE_CHECKING:
     from .image import VdiImage
 
-SIGNATURE = b"\x7f\x10\xda\xbe"
+SIGNATURE = 0xBEDA107F
 
 
 class VdiDriver:
@@ -23,7 +23,7 @@ class VdiDriver:
     @hookimpl
     def probe(self, head: bytes, filename: str) -> ProbeHit | None:
         """The signature stands behind a text of 64 bytes."""
-        return ProbeHit("vdi", score=100) if head[0x40:0x44] == SIGNATURE else None
+        return ProbeHit("vdi", score=100) if head[0x40:0x44] == SIGNATURE.to_bytes(4, "little") else None
 
     @hookimpl
     def open(self, source: Node, options: OpenOptions) -> Image:
@@ -33,18 +33,16 @@ class VdiDriver:
         return VdiImage(source, options)
 
     @hookimpl
-    def block_status(self, image: Image, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
+    def block_status(self, image: VdiImage, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
         """The block map as extents."""
-        return _own(image).map(offset, length)
+        return image.map(offset, length)
 
     @hookimpl
-    def check(self, image: Image, repair: str | None) -> CheckResult:
+    def check(self, image: VdiImage, repair: str | None) -> CheckResult:
         """Compare the block map with itself, the file and the header; nothing of it can be repaired."""
-        from .check import check
-
         if repair is not None:
             raise UnsupportedOperation("This image format does not support checks")
-        return check(_own(image))
+        return image.check()
 
     @hookimpl
     def creation_options(self) -> Sequence[Option]:
@@ -57,14 +55,6 @@ class VdiDriver:
     @hookimpl
     def create(self, target: Node, options: CreateOptions) -> bool:
         """Write header and block map."""
-        from .create import create
+        from .layout import create
 
         return create(target, options)
-
-
-def _own(image: Image) -> VdiImage:
-    from .image import VdiImage
-
-    if not isinstance(image, VdiImage):
-        raise TypeError(f"{type(image).__name__} is not a VDI image")
-    return image
