@@ -10,8 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Dependencies first: later packages stand on earlier ones.
-PACKAGES := core plugins/protocols/file plugins/raw plugins/qcow2 plugins/vdi plugins/luks
+# A directory with a pyproject.toml is a distribution of its own.
+PACKAGES := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/protocols/*/pyproject.toml plugins/*/pyproject.toml))
 SOURCES := $(addsuffix /src,$(PACKAGES))
 TOOLS := hatchling editables pytest pytest-timeout pytest-xdist hypothesis mypy ruff
 JOBS ?= auto

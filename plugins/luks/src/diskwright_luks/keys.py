@@ -1,0 +1,110 @@
+"""From passphrases to keys: PBKDF2 and the anti-forensic splitter of the LUKS specification."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from diskwright.errors import InvalidOption
+
+from .algorithms import hash_function, require_hash
+
+MIN_ITERATIONS = 1000
+MAX_ITERATIONS = 16_000_000
+"""Most iterations of PBKDF2 for one key, about ten seconds of work; a header could ask for half an hour."""
+
+_CALIBRATION_NS = 20_000_000
+
+
+def derive(hash: str, passphrase: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+    """PBKDF2 with HMAC (RFC 8018).
+
+    :param iterations: at most :data:`MAX_ITERATIONS`, for the caller to check.
+    :param length: bytes of the result.
+    :raises UnsupportedFeature: the hash is not available.
+    """
+    import hashlib
+
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
+
+    require_hash(hash)
+    algorithm = getattr(hashes, hash.upper(), None)
+    if algorithm is None:
+        return hashlib.pbkdf2_hmac(hash, passphrase, salt, iterations, length)
+    # Twice as fast as with the OpenSSL that Python is usually built with.
+    return PBKDF2HMAC(algorithm(), length, salt, iterations).derive(passphrase)
+
+
+def iterations_for(hash: str, length: int, milliseconds: int, *, share: int = 1) -> int:
+    """How many iterations take a time on this machine, at least :data:`MIN_ITERATIONS`.
+
+    :param length: bytes to derive.
+    :param share: use the ``share``-th part of the time only.
+    :raises InvalidOption: they are more than any reader should accept.
+    """
+    if not milliseconds:
+        return MIN_ITERATIONS
+    import time
+
+    rounds, elapsed = MIN_ITERATIONS, 0
+    while True:
+        start = time.thread_time_ns()
+        derive(hash, b"calibration", bytes(32), rounds, length)
+        elapsed = time.thread_time_ns() - start
+        if elapsed >= _CALIBRATION_NS:
+            break
+        rounds *= 2
+    iterations = rounds * milliseconds * 1_000_000 // elapsed // share
+    if iterations > MAX_ITERATIONS:
+        raise InvalidOption(f"PBKDF iterations {iterations} larger than {MAX_ITERATIONS}")
+    return max(iterations, MIN_ITERATIONS)
+
+
+def split(key: bytes, stripes: int, hash: str) -> bytes:
+    """Spread a key over so many stripes that losing any bit of them loses the key (LUKS1, section 2.4).
+
+    :returns: ``stripes`` times the length of the key.
+    """
+    size = len(key)
+    material = os.urandom(size * (stripes - 1))
+    last = int.from_bytes(_gathered(material, size, hash), "little") ^ int.from_bytes(key, "little")
+    return material + last.to_bytes(size, "little")
+
+
+def merge(material: bytes, size: int, hash: str) -> bytes:
+    """Get a key back from its stripes.
+
+    :param size: bytes of the key.
+    """
+    gathered = _gathered(material[:-size], size, hash)
+    last = int.from_bytes(gathered, "little") ^ int.from_bytes(material[-size:], "little")
+    return last.to_bytes(size, "little")
+
+
+def _gathered(material: bytes, size: int, hash: str) -> bytes:
+    """All stripes but the last, each one added to the diffused sum of those before it: a chain, one after the other."""
+    diffuse = _diffusion(size, hash)
+    state = bytes(size)
+    for start in range(0, len(material), size):
+        mixed = int.from_bytes(state, "little") ^ int.from_bytes(material[start : start + size], "little")
+        state = diffuse(mixed.to_bytes(size, "little"))
+    return state
+
+
+def _diffusion(size: int, hash: str) -> Callable[[bytes], bytes]:
+    """Hash a stripe in pieces as long as the digest, each with its number in front; the last one may be shorter."""
+    make = hash_function(hash)
+    width = int(make(b"").digest_size)
+    pieces = [(number.to_bytes(4, "big"), start) for number, start in enumerate(range(0, size, width))]
+
+    def diffuse_short(stripe: bytes) -> bytes:
+        digest: bytes = make(first + stripe).digest()
+        return digest[:size]
+
+    def diffuse(stripe: bytes) -> bytes:
+        digests = [make(number + stripe[start : start + width]).digest() for number, start in pieces]
+        return b"".join(digests)[:size]
+
+    first = pieces[0][0]
+    return diffuse_short if len(pieces) == 1 else diffuse
