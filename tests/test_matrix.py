@@ -156,10 +156,13 @@ def map_of(tool: Callable[..., Any], image: Path) -> list[tuple[int, int, dict[s
     """The JSON map as (start, length, rest).
 
     Left out is the offset of what is not present, of which only some versions of qemu-img tell, and ``compressed``,
-    which old ones lack; ranges that are alike without them are joined.
+    which old ones lack; ranges that are alike without them are joined. The entry of no bytes that qemu-img has for an
+    empty disk is a defect of it that we do not copy.
     """
     joined: list[tuple[int, int, dict[str, Any]]] = []
     for entry in json.loads(tool("map", "--output=json", image).out):
+        if not entry["length"]:
+            continue
         rest = {key: entry[key] for key in ("depth", "present", "zero", "data")}
         if entry["present"] and "offset" in entry:
             rest["offset from start"] = entry["offset"] - entry["start"]
@@ -277,8 +280,13 @@ def test_snapshots_survive_writing(
             qemu_img("compare", "-f", "raw", "-F", "raw", states[n], "snapshot.raw")
 
 
-@pytest.mark.parametrize("static", ["off", "on"])
-@pytest.mark.parametrize("size", [0, 512, MIB - 512, MIB, 5 * MIB + 512, 3 * GIB])
+@pytest.mark.parametrize(
+    ("size", "static"),
+    [
+        *itertools.product([0, 512, MIB - 512, MIB, 5 * MIB + 512], ["off", "on"]),
+        (3 * GIB, "off"),
+    ],
+)
 def test_vdi_both_ways(
     size: int,
     static: str,
@@ -290,8 +298,6 @@ def test_vdi_both_ways(
     same_disk: Callable[[Path, Path], None],
 ) -> None:
     """The same for VDI, which has no options to speak of."""
-    if static == "on" and size > GIB:
-        pytest.skip("a static image of gigabytes takes long and shows nothing new")
     monkeypatch.chdir(tmp_path)
     source, theirs, ours, back = map(Path, ("source.raw", "theirs.vdi", "ours.vdi", "back.raw"))
     patterns(source, size)
