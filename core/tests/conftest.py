@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -12,8 +12,21 @@ from diskwright.cli import App, main
 from diskwright.context import Context
 from diskwright.errors import NodeIOError
 from diskwright.extent import Extent, Flag, Kind
-from diskwright.hookspecs import CheckResult, Description, OpenOptions, ProbeHit, ProtocolOptions, Snapshot, hookimpl
-from diskwright.node import Image, Node
+from diskwright.hookspecs import (
+    Bitmap,
+    CheckResult,
+    CreatedNode,
+    CreateOptions,
+    Description,
+    Measurement,
+    OpenOptions,
+    ProbeHit,
+    ProtocolOptions,
+    Snapshot,
+    hookimpl,
+)
+from diskwright.node import Image, Node, Placement, WritableImage
+from diskwright.options import Option, OptionType
 from diskwright.testing.nodes import MemoryNode
 
 
@@ -128,6 +141,10 @@ class ToyProtocol:
         self.opened.append(filename)
         return ToyFile(self.toys[filename].data, filename=filename)
 
+    @hookimpl
+    def create(self, filename: str, options: ProtocolOptions) -> CreatedNode:
+        raise NodeIOError(f"Could not create '{filename}'", PermissionError(13, ""))
+
 
 class World:
     """Made-up images by name, and the command line to look at them.
@@ -162,3 +179,251 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> World:
     """An empty made-up world."""
     return World(monkeypatch, capsys)
+
+
+CLUSTER = 4096
+"""Bytes, of the format ``layer``."""
+
+
+@dataclass
+class Layer:
+    """What an image of the format ``layer`` holds.
+
+    :ivar space: the bytes of its clusters, at their guest offsets.
+    :ivar state: by cluster number what it has: data or zeros.
+    :ivar log: what was done to it, in order.
+    """
+
+    size: int
+    backing_file: str | None = None
+    backing_format: str | None = "layer"
+    space: MemoryNode = field(default_factory=lambda: MemoryNode(writable=True))
+    state: dict[int, Kind] = field(default_factory=dict)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    bitmaps: dict[str, Bitmap] = field(default_factory=dict)
+    dirty: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    repairs: list[CheckResult] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+
+    def fill(self, cluster: int, value: int) -> None:
+        """Put data into a cluster."""
+        self.space.write_at(cluster * CLUSTER, bytes([value]) * CLUSTER)
+        self.state[cluster] = Kind.DATA
+
+
+class LayerImage(WritableImage):
+    """An opened :class:`Layer`."""
+
+    cluster_size = CLUSTER
+
+    def __init__(self, source: Node, layer: Layer) -> None:
+        super().__init__()
+        self.file = source
+        self.layer = layer
+        self.backing_file = layer.backing_file
+        self.backing_format = layer.backing_format
+
+    @property
+    def size(self) -> int:
+        return self.layer.size
+
+    def map(self, offset: int, length: int) -> Iterator[Extent]:
+        while length:
+            count = min(length, CLUSTER - offset % CLUSTER)
+            kind = self.layer.state.get(offset // CLUSTER, Kind.ABSENT)
+            placed = offset if kind is Kind.DATA else None
+            yield Extent(offset, count, kind, None if placed is None else self.layer.space, placed)
+            offset, length = offset + count, length - count
+
+    def allocate(self, offset: int, length: int) -> list[Placement]:
+        placements = []
+        while length:
+            count = min(length, CLUSTER - offset % CLUSTER)
+            head, tail = offset % CLUSTER, -(offset + count) % CLUSTER
+            if self.layer.state.get(offset // CLUSTER) is Kind.DATA:
+                head = tail = 0
+            placements.append(Placement(offset, count, self.layer.space, offset, head, tail))
+            offset, length = offset + count, length - count
+        return placements
+
+    def link(self, placements: Sequence[Placement]) -> None:
+        for placement in placements:
+            self.layer.state[placement.offset // CLUSTER] = Kind.DATA
+        self.layer.log.append("link")
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        while length:
+            count = min(length, CLUSTER - offset % CLUSTER)
+            if count == CLUSTER:
+                self.layer.state[offset // CLUSTER] = Kind.ZERO
+            else:
+                self.write_at(offset, bytes(count))
+            offset, length = offset + count, length - count
+        self.layer.log.append("zero")
+
+    def flush(self) -> None:
+        self.layer.log.append("flush")
+
+
+class LayerFormat:
+    """The format ``layer``: everything about an image can be changed."""
+
+    def __init__(self, layers: dict[str, Layer]) -> None:
+        self.layers = layers
+
+    @hookimpl
+    def probe(self, head: bytes, filename: str) -> ProbeHit | None:
+        return None
+
+    @hookimpl
+    def open(self, source: Node, options: OpenOptions) -> Image:
+        layer = self.layers[source.filename]
+        layer.log.append(f"open{' writable' * options.writable}{' check' * options.check}")
+        return LayerImage(source, layer)
+
+    @hookimpl
+    def block_status(self, image: LayerImage, offset: int, length: int) -> Iterator[Extent]:
+        return image.map(offset, length)
+
+    @hookimpl
+    def creation_options(self) -> list[Option]:
+        return [Option("size", OptionType.SIZE, "Size"), Option("grain", OptionType.SIZE, "Grain")]
+
+    @hookimpl
+    def create(self, target: Node, options: CreateOptions) -> bool:
+        raise NotImplementedError
+
+    @hookimpl
+    def amend_options(self) -> list[Option]:
+        return [Option("label", OptionType.STRING, "Label"), Option("size", OptionType.SIZE, "Size")]
+
+    @hookimpl
+    def amend(self, image: LayerImage, values: dict[str, Any], force: bool) -> bool:
+        image.layer.log.append(f"amend {values} {force}")
+        return True
+
+    @hookimpl
+    def resize(self, image: LayerImage, size: int, preallocation: str) -> bool:
+        image.layer.size = size
+        image.layer.log.append(f"resize {preallocation}")
+        return True
+
+    @hookimpl
+    def set_backing(self, image: LayerImage, backing_file: str | None, backing_format: str | None) -> bool:
+        image.layer.backing_file, image.layer.backing_format = backing_file, backing_format
+        image.layer.log.append("set_backing")
+        return True
+
+    @hookimpl
+    def make_empty(self, image: LayerImage) -> bool:
+        image.layer.state.clear()
+        image.layer.log.append("make_empty")
+        return True
+
+    @hookimpl
+    def measure(self, size: int, values: dict[str, Any], ranges: Any, source: Image | None) -> Measurement:
+        return Measurement(sum(length for _, length in ranges), size, None if source is None else 7)
+
+    @hookimpl
+    def check(self, image: LayerImage, repair: str | None) -> CheckResult:
+        image.layer.log.append(f"check {repair}")
+        return image.layer.repairs.pop(0)
+
+    @hookimpl
+    def snapshot_list(self, image: LayerImage) -> list[Snapshot]:
+        return image.layer.snapshots
+
+    @hookimpl
+    def snapshot_create(self, image: LayerImage, name: str) -> bool:
+        number = len(image.layer.snapshots) + 1
+        image.layer.snapshots.append(Snapshot(str(number), name, 0, 0, 0, 0))
+        return True
+
+    @hookimpl
+    def snapshot_apply(self, image: LayerImage, snapshot: Snapshot) -> bool:
+        image.layer.log.append(f"apply {snapshot.id}")
+        return True
+
+    @hookimpl
+    def snapshot_delete(self, image: LayerImage, snapshot: Snapshot) -> bool:
+        image.layer.log.append(f"delete {snapshot.id}")
+        return True
+
+    @hookimpl
+    def snapshot_view(self, image: LayerImage, snapshot: Snapshot) -> Image:
+        return LayerImage(image.file, self.layers[f"snapshot {snapshot.id}"])
+
+    @hookimpl
+    def bitmap_list(self, image: LayerImage) -> list[Bitmap]:
+        return list(image.layer.bitmaps.values())
+
+    @hookimpl
+    def bitmap_add(self, image: LayerImage, bitmap: Bitmap) -> bool:
+        image.layer.bitmaps[bitmap.name] = bitmap
+        image.layer.dirty[bitmap.name] = []
+        return True
+
+    @hookimpl
+    def bitmap_remove(self, image: LayerImage, name: str) -> bool:
+        del image.layer.bitmaps[name]
+        return True
+
+    @hookimpl
+    def bitmap_enable(self, image: LayerImage, name: str, enabled: bool) -> bool:
+        image.layer.bitmaps[name] = replace(image.layer.bitmaps[name], enabled=enabled)
+        return True
+
+    @hookimpl
+    def bitmap_ranges(self, image: LayerImage, name: str) -> list[tuple[int, int]]:
+        return list(image.layer.dirty[name])
+
+    @hookimpl
+    def bitmap_fill(self, image: LayerImage, name: str, ranges: Any, clear: bool) -> bool:
+        kept = [] if clear else image.layer.dirty[name]
+        image.layer.dirty[name] = kept + list(ranges)
+        return True
+
+
+class LayerWorld(World):
+    """The made-up world with changeable images in it.
+
+    :ivar layers: the images by name.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        super().__init__(monkeypatch, capsys)
+        self.layers: dict[str, Layer] = {}
+        self.warnings: list[str] = []
+        self.context.warn = self.warnings.append
+        self.context.formats.register("layer", LayerFormat(self.layers))
+
+    def layer(self, name: str, clusters: str, backing_file: str | None = None) -> Layer:
+        """Add an image; a digit is a cluster with that value in it, ``-`` one that it does not have."""
+        self.toys[name] = Toy()
+        self.layers[name] = layer = Layer(len(clusters) * CLUSTER, backing_file)
+        for number, sign in enumerate(clusters):
+            if sign == "0":
+                layer.state[number] = Kind.ZERO
+            elif sign != "-":
+                layer.fill(number, int(sign))
+        return layer
+
+    def read(self, name: str) -> str:
+        """What an image with all layers below it reads as, a digit for each cluster."""
+        with self.context.open(name, "layer") as image:
+            content = image.read_at(0, image.size)
+        pieces = [content[start : start + CLUSTER] for start in range(0, len(content), CLUSTER)]
+        assert all(len(set(piece)) == 1 for piece in pieces)
+        return "".join(str(piece[0]) for piece in pieces)
+
+    def own(self, name: str) -> str:
+        """What an image itself has, as for :meth:`layer`."""
+        layer = self.layers[name]
+        signs = {Kind.DATA: lambda n: str(layer.space.data[n * CLUSTER]), Kind.ZERO: lambda n: "0"}
+        return "".join(signs[layer.state[n]](n) if n in layer.state else "-" for n in range(-(-layer.size // CLUSTER)))
+
+
+@pytest.fixture
+def layer_world(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> LayerWorld:
+    """A made-up world without images, in which they can be changed."""
+    return LayerWorld(monkeypatch, capsys)

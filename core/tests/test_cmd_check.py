@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -98,7 +99,6 @@ def test_a_format_without_checks(world: Any) -> None:
     [
         ([], "Expecting one image file name"),
         (["-r", "foo", "x"], "--repair (-r) expects 'leaks' or 'all', not 'foo'"),
-        (["-r", "all", "x"], "Repairing images is not supported yet"),
         (["-T", "foo", "x"], "Invalid source cache option: foo"),
         (["--output=foo", "x"], "--output expects 'human' or 'json', not 'foo'"),
         (["missing"], "Could not open 'missing': Could not open 'missing': No such file or directory"),
@@ -107,3 +107,37 @@ def test_a_format_without_checks(world: Any) -> None:
 def test_mistakes(world: Any, arguments: list[str], message: str) -> None:
     code, out, err = world.run("check", *arguments)
     assert (code, out, err.splitlines()[0]) == (1, "", f"qemu-img: {message}")
+
+
+def test_no_repair_is_as_no_checks(world: Any) -> None:
+    """This format's check does not take what is to be repaired."""
+    assert check(world, CheckResult(), "-r", "all") == (63, "", "qemu-img: This image format does not support checks\n")
+
+
+def test_a_repair_is_checked_again(layer_world: Any) -> None:
+    layer = layer_world.layer("x", "1")
+    layer.repairs = [
+        CheckResult(["Repairing cluster 5"], leaks_fixed=2, corruptions_fixed=1),
+        CheckResult(["Leak"], 0, 1),
+    ]
+    code, out, err = layer_world.run("check", "-f", "layer", "-r", "all", "x")
+    assert (code, err) == (3, "Repairing cluster 5\nLeak\n")
+    assert out == (
+        "The following inconsistencies were found and repaired:\n\n    2 leaked clusters\n    1 corruptions\n\n"
+        f"Double checking the fixed image now...\n\n1 leaked clusters were found on the image.\n{LEAKED}"
+    )
+    assert layer.log == ["open writable check", "check all", "flush", "open check", "check None"]
+
+
+def test_a_repair_as_json(layer_world: Any) -> None:
+    layer_world.layer("x", "1").repairs = [CheckResult(leaks_fixed=2), CheckResult()]
+    code, out, _ = layer_world.run("check", "-f", "layer", "-r", "leaks", "--output", "json", "x")
+    assert code == 0
+    assert json.loads(out) == {"filename": "x", "format": "layer", "check-errors": 0, "leaks-fixed": 2}
+
+
+def test_nothing_repaired_is_not_checked_again(layer_world: Any) -> None:
+    layer = layer_world.layer("x", "1")
+    layer.repairs = [CheckResult(corruptions=1)]
+    assert layer_world.run("check", "-q", "-f", "layer", "-r", "leaks", "x") == (2, "", "")
+    assert layer.log == ["open writable check", "check leaks", "flush"]

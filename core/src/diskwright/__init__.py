@@ -16,14 +16,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .api import amend as amend
+    from .api import apply_snapshot as apply_snapshot
+    from .api import bitmaps as bitmaps
     from .api import check as check
+    from .api import commit as commit
     from .api import compare as compare
     from .api import convert as convert
     from .api import create as create
+    from .api import create_snapshot as create_snapshot
+    from .api import delete_snapshot as delete_snapshot
     from .api import describe as describe
     from .api import extent_tables as extent_tables
     from .api import extents as extents
+    from .api import measure as measure
     from .api import open as open  # noqa: A004  it is what the library is about
+    from .api import rebase as rebase
+    from .api import resize as resize
+    from .api import snapshot_view as snapshot_view
     from .api import snapshots as snapshots
     from .context import Context as Context
     from .errors import ImageError as ImageError
@@ -38,14 +48,24 @@ if TYPE_CHECKING:
     from .node import Image as Image
 
 _HOMES = {
+    "amend": "api",
+    "apply_snapshot": "api",
+    "bitmaps": "api",
     "check": "api",
+    "commit": "api",
     "compare": "api",
     "convert": "api",
     "create": "api",
+    "create_snapshot": "api",
+    "delete_snapshot": "api",
     "describe": "api",
     "extent_tables": "api",
     "extents": "api",
+    "measure": "api",
     "open": "api",
+    "rebase": "api",
+    "resize": "api",
+    "snapshot_view": "api",
     "snapshots": "api",
     "Context": "context",
     "ImageError": "errors",

@@ -15,7 +15,7 @@ from .sizes import parse_size
 
 if TYPE_CHECKING:
     from .engine.compare import Comparison
-    from .hookspecs import CheckResult, Description, Snapshot
+    from .hookspecs import Bitmap, CheckResult, Description, Measurement, Snapshot
 
 Name: TypeAlias = str | os.PathLike[str]
 
@@ -154,15 +154,156 @@ def compare(
         return run(left, right, strict=strict)
 
 
-def check(filename: Name, format: str | None = None, *, context: Context | None = None) -> CheckResult:
-    """Look for inconsistencies in an image's metadata; nothing is changed.
+def check(
+    filename: Name, format: str | None = None, *, repair: str | None = None, context: Context | None = None
+) -> CheckResult:
+    """Look for inconsistencies in an image's metadata.
 
-    :raises UnsupportedOperation: the format has no check.
+    :param repair: ``leaks`` or ``all`` to repair that; nothing is changed if None. The result then tells what is still
+        wrong, and how much was repaired.
+    :raises UnsupportedOperation: the format has no check, or no repair.
     """
-    context = context or default_context()
-    with context.open(os.fspath(filename), format, backing=False) as image:
-        result: CheckResult = context.formats.call("check", image.driver, image=image, repair=None)
-        return result
+    from .engine.checking import CheckRequest, check_file
+
+    if repair not in (None, "leaks", "all"):
+        raise InvalidOption(f"An image is repaired of 'leaks' or 'all', not of '{repair}'")
+    request = CheckRequest(os.fspath(filename), format, repair)
+    return check_file(context or default_context(), request, lambda _: None).result
+
+
+def resize(
+    filename: Name,
+    size: int | str,
+    format: str | None = None,
+    *,
+    preallocation: str = "off",
+    shrink: bool = False,
+    context: Context | None = None,
+) -> None:
+    """Change the virtual size of an image.
+
+    :param size: the new size in bytes, or text as ``"20G"``.
+    :param preallocation: how space for the new part is reserved: ``off``, ``metadata``, ``falloc`` or ``full``.
+    :param shrink: allow to cut off what is behind a new end.
+    :raises ImageError: it failed; the size is as before.
+    """
+    from .engine.resize import ResizeRequest
+    from .engine.resize import resize as run
+
+    length = parse_size(size) if isinstance(size, str) else size
+    request = ResizeRequest(os.fspath(filename), length, format=format, preallocation=preallocation, shrink=shrink)
+    run(context or default_context(), request)
+
+
+def measure(
+    source: Name | int | str,
+    format: str = "raw",
+    *,
+    source_format: str | None = None,
+    context: Context | None = None,
+    **options: Any,
+) -> Measurement:
+    """How large the file of an image would be; nothing is created.
+
+    :param source: the image that would be converted, or the virtual size of a new one in bytes.
+    :param format: the format of the image that would be created.
+    :param options: its creation options.
+    :raises UnsupportedOperation: the format cannot tell.
+    """
+    from .engine.measure import MeasureRequest
+    from .engine.measure import measure as run
+
+    size, name = (source, None) if isinstance(source, int) else (None, os.fspath(source))
+    request = MeasureRequest(format, option_strings(options), size, name, source_format)
+    return run(context or default_context(), request)
+
+
+def commit(
+    filename: Name,
+    format: str | None = None,
+    *,
+    base: Name | None = None,
+    drop: bool = False,
+    context: Context | None = None,
+) -> None:
+    """Write what an overlay holds into its backing file, and empty the overlay.
+
+    :param base: the layer to write into, by its name in the chain; then, as with ``drop``, nothing is emptied.
+    """
+    from .engine.commit import CommitRequest
+    from .engine.commit import commit as run
+
+    name = None if base is None else os.fspath(base)
+    run(context or default_context(), CommitRequest(os.fspath(filename), format, name, drop or base is not None))
+
+
+def rebase(
+    filename: Name,
+    backing_file: Name | None,
+    backing_format: str | None = None,
+    *,
+    format: str | None = None,
+    unsafe: bool = False,
+    context: Context | None = None,
+) -> None:
+    """Give an overlay another backing file, or none; the content of the disk stays the same.
+
+    :param backing_file: a relative name is relative to the overlay.
+    :param unsafe: change the name only: the caller knows that the content is the same.
+    """
+    from .engine.rebase import RebaseRequest
+    from .engine.rebase import rebase as run
+
+    name = "" if backing_file is None else os.fspath(backing_file)
+    request = RebaseRequest(os.fspath(filename), name, format, backing_format, unsafe)
+    run(context or default_context(), request)
+
+
+def amend(filename: Name, format: str | None = None, *, context: Context | None = None, **options: Any) -> None:
+    """Change options of an existing image.
+
+    :param options: as ``compat="1.1"``, ``lazy_refcounts=True``.
+    :raises ImageError: it cannot be done; the image is as before.
+    """
+    from .engine.amend import AmendRequest
+    from .engine.amend import amend as run
+
+    run(context or default_context(), AmendRequest(os.fspath(filename), option_strings(options), format))
+
+
+def create_snapshot(image: Image, name: str, *, context: Context | None = None) -> None:
+    """Keep the present content of an image, opened for writing, as an internal snapshot."""
+    from .engine.snapshots import create as run
+
+    run(context or default_context(), image, name)
+
+
+def apply_snapshot(image: Image, snapshot: str, *, context: Context | None = None) -> None:
+    """Give an image, opened for writing, the content of a snapshot, which is named by its id or its name."""
+    from .engine.snapshots import apply as run
+
+    run(context or default_context(), image, snapshot)
+
+
+def delete_snapshot(image: Image, name: str, *, context: Context | None = None) -> None:
+    """Delete a snapshot, named by its name, from an image opened for writing."""
+    from .engine.snapshots import delete as run
+
+    run(context or default_context(), image, name)
+
+
+def snapshot_view(image: Image, snapshot: str, *, context: Context | None = None) -> Image:
+    """What the disk was when a snapshot was made, for reading; close ``image``, not the result."""
+    from .engine.snapshots import view
+
+    return view(context or default_context(), image, snapshot)
+
+
+def bitmaps(image: Image, *, context: Context | None = None) -> Sequence[Bitmap]:
+    """The persistent dirty bitmaps of an opened image."""
+    from .engine.bitmaps import listed
+
+    return listed(context or default_context(), image)
 
 
 def describe(image: Image, *, context: Context | None = None) -> Description:

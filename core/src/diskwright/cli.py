@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from .context import Context
 
 COMMANDS = {
-    "check": "look for inconsistencies in an image",
+    "amend": "change options of an existing image",
+    "bitmap": "change the persistent dirty bitmaps of an image",
+    "check": "look for inconsistencies in an image and repair them",
+    "commit": "write what an overlay holds into its backing file",
     "compare": "tell whether two images have the same content",
     "convert": "copy images into a new one, in any format",
     "create": "make a new, empty image",
     "info": "describe an image",
     "map": "show where the data of an image is",
+    "measure": "tell how much space an image would take",
+    "rebase": "give an overlay another backing file",
+    "resize": "change the virtual size of an image",
+    "snapshot": "list, make, apply and delete internal snapshots",
 }
 """The subcommands; ``commands/NAME.py`` has the code of each."""
 
@@ -70,6 +77,7 @@ class App:
             from .context import Context
 
             self._context = Context()
+            self._context.warn = self._warn_of_image
         return self._context
 
     def error(self, message: str, hint: str = "") -> None:
@@ -81,6 +89,12 @@ class App:
     def warn(self, message: str) -> None:
         """Tell of something that does not stop the command."""
         self.err.line(f"{self.program}: warning: {message}")
+
+    def _warn_of_image(self, text: str) -> None:
+        if "\n" in text:
+            self.err.lines(text)
+        else:
+            self.warn(text)
 
 
 def main(arguments: list[str] | None = None, program: str = "diskwright") -> int:
@@ -155,18 +169,28 @@ def _dispatch(app: App, arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
-    rest, operands = _split_at_dashes(rest)
+    parser.add_argument(
+        "--object",
+        dest="objects",
+        metavar="OBJECT",
+        action="append",
+        default=[],
+        help="define a secret that images refer to: secret,id=ID,file=FILE",
+    )
+    rest, operands = getattr(command, "split_operands", split_at_dashes)(rest)
     try:
         # Options may stand anywhere among the operands.
         options = parser.parse_intermixed_args(rest)
     except SystemExit as done:  # --help has been printed
         return int(done.code or 0)
     options.operands += operands
+    for text in options.objects:
+        app.context.objects.add(text)
     code: int = command.run(options, app)
     return code
 
 
-def _split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
+def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The arguments before and after ``--``: what comes after are operands, even if they look like options."""
     if "--" not in arguments:
         return arguments, []
@@ -179,7 +203,7 @@ def _help(program: str) -> str:
     lines = [
         f"Usage: {program} COMMAND [OPTIONS] ARGUMENTS",
         "",
-        "Create, inspect, convert, check, compare and map virtual disk images.",
+        "Create, inspect, convert, check and change virtual disk images.",
         "",
         "Commands:",
         *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),

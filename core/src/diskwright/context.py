@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .node import Image
 
 
+def ignore(text: str) -> None:
+    """For callers that do not want to be told."""
+
+
 class Context:
     """Drivers and policy; images are opened through it.
 
@@ -21,9 +25,12 @@ class Context:
     :ivar protocols: the protocol drivers.
     :ivar gate: through which every file is opened.
     :ivar objects: what images may refer to by an id, such as secrets.
+    :ivar warn: called with what a user should know and what does not stop anything; set it to be told. A text of one
+        line is a message to be introduced as a warning, one of several lines is to be shown as it is.
     """
 
     def __init__(self, policy: Policy | None = None) -> None:
+        self.warn: Callable[[str], None] = ignore
         self.formats = Registry("diskwright.formats")
         self.protocols = Registry("diskwright.protocols", unknown="Unknown protocol '{}'")
         self.gate = Gate(self.protocols, policy or Policy())
@@ -42,9 +49,11 @@ class Context:
         cache: str = "writeback",
         options: Mapping[str, str] | None = None,
         writable_depths: Collection[int] = (),
+        check: bool = False,
     ) -> Image:
         """Open an image with the layers below it.
 
+        :param filename: a file name, or an :class:`diskwright.trees.OptionString`.
         :param format: name of its format; found by probing if None.
         :param writable: whether the top layer will be written; the layers below never are.
         :param backing: whether to open the backing chain.
@@ -54,6 +63,7 @@ class Context:
         :param cache: cache mode, one of ``writeback``, ``writethrough``, ``none``, ``directsync``, ``unsafe``.
         :param options: runtime options of the format driver.
         :param writable_depths: layers of the chain to open for writing besides the top one: 1 is its backing file.
+        :param check: to be checked or repaired: the driver opens it in spite of what a check will report.
         :raises ImageError: it cannot be opened; the message starts with ``Could not open 'FILENAME'``.
         """
         from .graph import OpenRequest, open_image
@@ -67,6 +77,7 @@ class Context:
             cache=cache,
             options=options or {},
             writable_depths=frozenset(writable_depths),
+            check=check,
         )
         return open_image(self, filename, format, request)
 

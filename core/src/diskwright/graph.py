@@ -11,7 +11,16 @@ from .filenames import FileName, backing_filename, local_filename, parse_filenam
 from .hookspecs import PROBE_LENGTH, OpenOptions
 from .node import Image, Lockable, Node, Permission
 from .options import Option
-from .trees import JSON_PREFIX, Tree, flat, json_name, tree_from_json
+from .trees import (
+    JSON_PREFIX,
+    OptionString,
+    Tree,
+    flat,
+    json_name,
+    take_node_options,
+    tree_from_json,
+    tree_from_options,
+)
 
 if TYPE_CHECKING:
     from .context import Context
@@ -25,6 +34,7 @@ class OpenRequest:
     """How to open an image; see :meth:`diskwright.context.Context.open` for the meaning of each.
 
     :ivar writable_depths: layers below the top one that are opened for writing too, by their depth.
+    :ivar check: whether the image is opened to be checked or repaired.
     """
 
     writable: bool = False
@@ -35,6 +45,7 @@ class OpenRequest:
     cache: str = "writeback"
     options: Mapping[str, str] | None = None
     writable_depths: frozenset[int] = frozenset()
+    check: bool = False
 
 
 def open_image(context: Context, filename: str, format: str | None, request: OpenRequest) -> Image:
@@ -42,9 +53,9 @@ def open_image(context: Context, filename: str, format: str | None, request: Ope
 
     :raises ImageError: with ``Could not open 'FILENAME'`` in front.
     """
-    if request.force_share and request.writable:
-        raise InvalidOption("force-share=on can only be used with read-only images")
     try:
+        if request.force_share and request.writable:
+            raise InvalidOption("force-share=on can only be used with read-only images")
         top = _open_layer(context, filename, format, request, role=None)
         if request.backing:
             try:
@@ -92,6 +103,8 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
 
 
 def _open_layer(context: Context, filename: str, format: str | None, request: OpenRequest, role: str | None) -> Image:
+    if isinstance(filename, OptionString):
+        return _open_tree(context, tree_from_options(filename), format, request, role)
     if filename.startswith(JSON_PREFIX):
         return _open_tree(context, tree_from_json(filename), format, request, role)
     if format is not None:
@@ -106,7 +119,7 @@ def _open_layer(context: Context, filename: str, format: str | None, request: Op
 
 def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRequest, role: str | None) -> Image:
     """Open an image that is named by the options of its nodes; the tree is consumed."""
-    name = json_name(tree)
+    name = json_name(tree)  # for messages, until it is known what all of it is
     driver = tree.pop("driver", None) or format
     if isinstance(driver, dict):
         raise InvalidOption("Parameter 'driver' expects a string")
@@ -115,24 +128,47 @@ def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRe
     if "file" not in tree and driver is not None and _is_protocol(context, driver):
         # A file as such is a disk too: the one that its bytes are.
         tree, driver = {"file": {"driver": driver, **tree}}, "raw"
-    backing = tree.pop("backing", "")  # empty: as the image says
+    own_backing = {"backing": tree.pop("backing")} if "backing" in tree else {}
     below = tree.pop("file", None)
     if isinstance(below, str):
         raise InvalidOption(f"Cannot find device='{below}' nor node-name='{below}'")
     if below is None:
         raise InvalidOption('A block device must be specified for "file"')
-    tree.pop("node-name", None)
-    if tree.pop("read-only", "off") == "on" and request.writable:
+    common = take_node_options(tree)
+    if common.read_only and request.writable:
         raise InvalidOption("Block node is read-only")
+    request = replace(
+        request, force_share=request.force_share or common.force_share, cache=common.cache or request.cache
+    )
+    file_values = dict(below)
     node = _open_file_tree(context, below, request, role)
-    plain = not tree and not isinstance(node, Image)
     request = replace(request, options={key: value or "" for key, value in flat(tree).items()})
     try:
-        image = open_format(context, node, node.filename if plain else name, driver, request)
+        image = open_format(context, node, name, driver, request)
     except BaseException:
         node.close()
         raise
-    return _with_backing(context, image, backing, request)
+    image.filename = _tree_name(image, tree, file_values)
+    if own_backing and request.backing:
+        _set_backing(context, image, own_backing["backing"], request)
+    return image
+
+
+def _tree_name(image: Image, values: Tree, file_values: Tree) -> str:
+    """The name by which an image named by a tree can be opened again: the file's alone where that says it all.
+
+    :param values: runtime options of the format.
+    :param file_values: the tree of what the image stands in.
+    """
+    node = image.file
+    if not isinstance(node, Image):
+        if not values:
+            return node.filename
+        return json_name({**values, "driver": image.driver, "file": {**file_values, "driver": node.driver}})
+    below: Tree = {"driver": node.driver, "file": {"driver": node.file.driver, "filename": node.file.filename}}
+    if node.filename.startswith(JSON_PREFIX):
+        below = tree_from_json(node.filename)
+    return json_name({**values, "driver": image.driver, "file": below})
 
 
 def _open_file_tree(context: Context, tree: Tree, request: OpenRequest, role: str | None) -> Node:
@@ -154,28 +190,35 @@ def _open_file_tree(context: Context, tree: Tree, request: OpenRequest, role: st
     return context.gate.open(name, writable=request.writable, role=role, cache=request.cache, values=values)
 
 
-def _with_backing(context: Context, image: Image, backing: str | Tree | None, request: OpenRequest) -> Image:
-    """Let a tree's own word on the backing layer stand for the image's: null means none."""
+def _set_backing(context: Context, image: Image, backing: str | Tree | None, request: OpenRequest) -> None:
+    """Let a tree's own word on the backing layer stand for the image's: null means none. A failure closes the image."""
     if isinstance(backing, dict):
-        below = replace(request, writable=False, exclusive=True, options=None)
+        below = replace(request, writable=1 in request.writable_depths, exclusive=True, options=None)
         try:
             image.backing = _open_tree(context, backing, None, below, role=None)
+        except ImageError as error:
+            image.close()
+            raise error.in_context("Could not open backing file") from error
         except BaseException:
             image.close()
             raise
     elif backing:
         image.close()
         raise InvalidOption(f"Cannot find device='{backing}' nor node-name='{backing}'")
-    elif backing is None:
+    else:
+        if backing == "":
+            context.warn('Use of "backing": "" is deprecated; use "backing": null instead')
         image.backing_file = None
-    return image
 
 
 def _is_protocol(context: Context, name: str) -> bool:
     try:
         context.formats.load(name)
-    except UnknownFormat:
-        context.protocols.load(name)
+    except UnknownFormat as unknown:
+        try:
+            context.protocols.load(name)
+        except UnknownFormat:
+            raise unknown from None
         return True
     return False
 
@@ -194,6 +237,8 @@ def open_format(
     """
     if format is None:
         format = probe(context, node)
+        if request.writable:
+            _warn_of_guess(context, node, format)
     driver = context.formats.load(format)
     if isinstance(node, Lockable):
         shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
@@ -217,6 +262,7 @@ def open_format(
         values=_runtime_values(context, format, request),
         open_child=open_child,
         secret=context.objects.secret,
+        check=request.check,
     )
     try:
         image: Image = context.formats.call("open", format, source=node, options=options)
@@ -250,7 +296,24 @@ def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict
 
 def probe(context: Context, node: Node) -> str:
     """The format of what stands in a node, by its first bytes; the name of the driver."""
-    return context.formats.probe(node.read_at(0, min(PROBE_LENGTH, node.size)), node.filename)
+    return context.formats.probe(_head(node), node.filename)
+
+
+def _head(node: Node) -> bytes:
+    return node.read_at(0, min(PROBE_LENGTH, node.size))
+
+
+def _warn_of_guess(context: Context, node: Node, format: str) -> None:
+    """Warn of writing to an image whose format was not told by a signature: what a guest writes may look like one."""
+    hits = context.formats.call("probe", format, head=_head(node), filename=node.filename)
+    if max(hit.score for hit in hits) > 1:
+        return
+    context.warn(
+        f"WARNING: Image format was not specified for '{node.filename}' and probing guessed {format}.\n"
+        "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be "
+        "restricted.\n"
+        f"         Specify the '{format}' format explicitly to remove the restrictions."
+    )
 
 
 def _permissions(request: OpenRequest, *, shares_writers: bool) -> tuple[Permission, Permission]:

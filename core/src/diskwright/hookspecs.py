@@ -62,6 +62,8 @@ class OpenOptions:
     :ivar open_child: ``open_child(name, role)`` opens another file that the image refers to (role e.g. ``data-file``),
         through the caller's policy, with the image's own access mode. The name is a plain file name, never a URL.
     :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
+    :ivar check: only ``check`` will be called: put up with whatever that will report, so that it can be repaired. An
+        image opened like this and for writing is changed by nothing but the repair.
     """
 
     filename: str
@@ -70,6 +72,7 @@ class OpenOptions:
     values: Mapping[str, Any]
     open_child: Callable[[str, str], Node]
     secret: Callable[[str], bytes] = no_secrets
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,6 +315,16 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def snapshot_view(self, image: Image, snapshot: Snapshot) -> Image:
+        """The disk as it was when a snapshot was made, for reading; the image must stay open as long.
+
+        The core gives it the image's own backing layer. Closing it does not close the image's files.
+
+        :param snapshot: one of those that ``snapshot_list`` has named.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def resize(self, image: Image, size: int, preallocation: str) -> bool:
         """Give the disk another size; what is new reads as zeros, what is cut off is lost.
 
@@ -402,6 +415,7 @@ class FormatSpecs(Protocol):
 
         :param repair: ``None``: change nothing; ``leaks``: give back leaked clusters; ``all``: repair what can be
             repaired without losing data. The result is what was found before, and how much of it was repaired.
+        :raises UnsupportedOperation: it cannot repair; a driver that never can leaves out the argument instead.
         :raises OSError: the metadata cannot be read at all.
         """
         raise NotImplementedError

@@ -6,10 +6,11 @@ Both forms become one tree: a mapping whose values are text, ``None`` (for ``nul
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .errors import InvalidOption
-from .options import split_option_string
+from .options import parse_bool, split_option_string
 
 Tree: TypeAlias = dict[str, "str | Tree | None"]
 
@@ -19,6 +20,24 @@ MAX_DEPTH = 64
 JSON_PREFIX = "json:"
 
 
+class OptionString(str):
+    """An image named by an option string, as ``--image-opts`` takes it; it may stand wherever a file name may."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What may be said of any node, whatever its driver.
+
+    :ivar cache: cache mode, ``None`` if nothing is said.
+    """
+
+    read_only: bool = False
+    force_share: bool = False
+    cache: str | None = None
+
+
 def tree_from_options(text: str) -> Tree:
     """The tree of an option string with dotted keys, as ``--image-opts`` takes it.
 
@@ -26,7 +45,7 @@ def tree_from_options(text: str) -> Tree:
     """
     pairs = split_option_string(text)
     first, value = pairs[0]
-    if value is None and "." not in first:
+    if value is None:
         pairs[0] = ("file", first)  # a lone word names a node
     return _crumple((name, "on" if value is None else value) for name, value in pairs)
 
@@ -59,6 +78,51 @@ def json_name(tree: Tree) -> str:
         return {key: ordered(item) if isinstance(item, dict) else item for key, item in ordered_items(node)}
 
     return JSON_PREFIX + json.dumps(ordered(tree))
+
+
+def take_node_options(tree: Tree) -> NodeOptions:
+    """Remove from a tree the options that all drivers have in common.
+
+    ``node-name``, ``auto-read-only``, ``discard`` and ``detect-zeroes`` are accepted and change nothing: space is given
+    back, and zeros are looked for, where a command does that by itself.
+
+    :raises InvalidOption: one has a value that it cannot have.
+    """
+    tree.pop("node-name", None)
+    _take_bool(tree, "auto-read-only")
+    _take_choice(tree, "discard", ("ignore", "off", "unmap", "on"), "Invalid discard option")
+    _take_choice(tree, "detect-zeroes", ("off", "on", "unmap"), "Parameter 'detect-zeroes' does not accept that value")
+    read_only, force_share = _take_bool(tree, "read-only"), _take_bool(tree, "force-share")
+    return NodeOptions(bool(read_only), bool(force_share), _take_cache(tree))
+
+
+def _take_bool(tree: Tree, name: str) -> bool | None:
+    value = tree.pop(name, None)
+    return None if value is None else parse_bool(name, value if isinstance(value, str) else "")
+
+
+def _take_choice(tree: Tree, name: str, choices: tuple[str, ...], message: str) -> None:
+    value = tree.pop(name, None)
+    if value is not None and value not in choices:
+        raise InvalidOption(message)
+
+
+def _take_cache(tree: Tree) -> str | None:
+    cache = tree.get("cache")
+    if not isinstance(cache, dict):
+        return None
+    del tree["cache"]
+    direct, no_flush = _take_bool(cache, "direct"), _take_bool(cache, "no-flush")
+    writeback = _take_bool(cache, "writeback")
+    if cache:
+        tree["cache"] = cache  # the driver may know the rest
+    if no_flush:
+        return "unsafe"
+    if direct:
+        return "directsync" if writeback is False else "none"
+    if direct is None and writeback is None:
+        return None
+    return "writethrough" if writeback is False else "writeback"
 
 
 def flat(tree: Tree) -> dict[str, str | None]:

@@ -1,10 +1,12 @@
-"""Look for inconsistencies in an image. Nothing is changed.
+"""Look for inconsistencies in an image and, with -r, repair them.
 
-Exit code: 0 none found, 1 the check failed, 2 corruptions, 3 leaked clusters only, 63 the format has no checks.
+What the guest sees is never changed by a repair. Exit code: 0 nothing is wrong (any more), 1 the check failed,
+2 corruptions, 3 leaked clusters only, 63 the format has no checks, or no repair.
 
 Examples:
   diskwright check disk.qcow2
   diskwright check --output json disk.qcow2
+  diskwright check -r all disk.qcow2
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, InvalidOption, UnsupportedOperation
+from ..errors import ImageError, InvalidOption
 from .common import add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of ``check``."""
     add_source_arguments(parser)
     add_output_argument(parser)
-    parser.add_argument("-r", "--repair", metavar="leaks|all", help="repair what was found (not supported yet)")
+    parser.add_argument("-r", "--repair", metavar="leaks|all", help="repair leaked clusters, or all that can be")
     parser.add_argument("-T", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print no summary")
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the image")
@@ -39,18 +41,26 @@ def run(args: Namespace, app: App) -> int:
         raise InvalidOption(f"--repair (-r) expects 'leaks' or 'all', not '{args.repair}'")
     filename = single_operand(args)
     cache = cache_mode(args.cache)
-    if args.repair is not None:
-        raise UnsupportedOperation("Repairing images is not supported yet")
-    from ..engine.checking import check
+    from ..engine.checking import CheckRequest, check_file
+    from ..render.check_text import repair_lines
 
-    with app.context.open(filename, args.format, force_share=args.force_share, cache=cache) as image:
-        result = check(app.context, image)
-        driver = image.driver
+    def show_repair(result: CheckResult) -> None:
+        _show_findings(app, result)
+        if not args.quiet and not as_json:
+            for line in repair_lines(result):
+                app.out.line(line)
+
+    request = CheckRequest(filename, args.format, args.repair, args.force_share, cache)
+    checked = check_file(app.context, request, show_repair)
+    _show_findings(app, checked.result)
+    if not args.quiet:
+        _report(app, filename, checked.driver, checked.result, as_json=as_json)
+    return _exit_code(checked.result)
+
+
+def _show_findings(app: App, result: CheckResult) -> None:
     for finding in result.findings:
         app.err.line(finding)
-    if not args.quiet:
-        _report(app, filename, driver, result, as_json=as_json)
-    return _exit_code(result)
 
 
 def _report(app: App, filename: str, format: str, result: CheckResult, *, as_json: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from ..errors import InvalidOption
+from ..sizes import parse_cli_size
+from ..trees import OptionString
 
 _CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
 
@@ -15,9 +17,55 @@ def add_output_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """``-f`` and ``-U`` of commands that only read one image."""
-    parser.add_argument("-f", "--format", metavar="FMT", help="format of the image; found by probing if not given")
+    """``-f``, ``--image-opts`` and ``-U`` of commands that can read an image which is in use."""
+    add_image_arguments(parser)
     parser.add_argument("-U", "--force-share", action="store_true", help="open even while another process writes to it")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """``-f`` and ``--image-opts``; read the operand with :func:`single_operand` or :func:`image_name`."""
+    parser.add_argument("-f", "--format", metavar="FMT", help="format of the image; found by probing if not given")
+    add_image_opts_argument(parser)
+
+
+def add_image_opts_argument(parser: argparse.ArgumentParser, *other_names: str) -> None:
+    """``--image-opts``, which may have other names too."""
+    parser.add_argument(
+        "--image-opts",
+        *other_names,
+        action="store_true",
+        help="name images by options: driver=qcow2,file.filename=disk.qcow2",
+    )
+
+
+def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
+    """``-q``."""
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def add_progress_argument(parser: argparse.ArgumentParser) -> None:
+    """``-p``."""
+    parser.add_argument("-p", "--progress", action="store_true", help="show progress")
+
+
+def add_cache_argument(parser: argparse.ArgumentParser) -> None:
+    """``-t`` of commands that write to an image; read it with :func:`cache_mode`."""
+    parser.add_argument("-t", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
+
+
+def add_rate_argument(parser: argparse.ArgumentParser) -> None:
+    """``-r``; read it with :func:`rate_limit`."""
+    parser.add_argument(
+        "-r", "--rate-limit", "--rate", dest="rate", metavar="RATE", help="most bytes to write in a second"
+    )
+
+
+def rate_limit(text: str | None) -> int | None:
+    """A rate as given with ``-r``, bytes per second; ``None`` for no limit.
+
+    :raises InvalidOption: it is no size.
+    """
+    return None if text is None else parse_cli_size(text, "rate limit") or None
 
 
 def wants_json(args: argparse.Namespace) -> bool:
@@ -31,20 +79,34 @@ def wants_json(args: argparse.Namespace) -> bool:
 
 
 def single_operand(args: argparse.Namespace) -> str:
-    """The only operand of a command that takes one image.
+    """The only operand of a command that takes one image: a file name, or an option string after ``--image-opts``.
 
-    :raises InvalidOption: there is none, or more than one.
+    :raises InvalidOption: there is none, or more than one, or an option string and a format.
     """
     if len(args.operands) != 1:
         raise InvalidOption("Expecting one image file name")
-    return str(args.operands[0])
+    return image_name(args, args.operands[0], args.format)
 
 
-def cache_mode(text: str) -> str:
-    """A cache mode as given with ``-T``, by its usual name.
+def image_name(args: argparse.Namespace, text: str, *formats: str | None) -> str:
+    """What an operand names: a file, or the tree of an option string after ``--image-opts``.
 
+    :param formats: the formats that were given for the operands.
+    :raises InvalidOption: option strings name the format themselves.
+    """
+    if not args.image_opts:
+        return text
+    if any(format is not None for format in formats):
+        raise InvalidOption("--image-opts and --format are mutually exclusive")
+    return OptionString(text)
+
+
+def cache_mode(text: str, noun: str = "source cache") -> str:
+    """A cache mode as given with ``-T`` or ``-t``, by its usual name.
+
+    :param noun: what the option is called in the message.
     :raises InvalidOption: there is no such mode.
     """
     if text not in _CACHE_MODES:
-        raise InvalidOption(f"Invalid source cache option: {text}")
+        raise InvalidOption(f"Invalid {noun} option: {text}")
     return _CACHE_MODES[text]

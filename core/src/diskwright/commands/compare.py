@@ -13,7 +13,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption
-from .common import cache_mode
+from .common import add_image_opts_argument, cache_mode, image_name
 
 if TYPE_CHECKING:
     from ..cli import App
@@ -30,6 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of ``compare``."""
     parser.add_argument("-f", "--a-format", "--left-format", metavar="FMT", help="format of the first image")
     parser.add_argument("-F", "--b-format", "--right-format", metavar="FMT", help="format of the second image")
+    add_image_opts_argument(parser)
     parser.add_argument("-s", "--strict", action="store_true", help="sizes and allocation must be the same too")
     parser.add_argument("-T", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
     parser.add_argument("-U", "--force-share", action="store_true", help="open images that others are writing to")
@@ -49,7 +50,11 @@ def run(args: Namespace, app: App) -> int:
         if not args.quiet:
             app.out.line("Warning: Image size mismatch!")
 
-    left, right = args.operands
+    try:
+        left, right = (image_name(args, text, args.a_format, args.b_format) for text in args.operands)
+    except InvalidOption as error:
+        error.exit_code = EXIT_NOT_OPENED
+        raise
     shown = args.progress and not args.quiet
     with (
         _open(app, left, args.a_format, args) as first,

@@ -16,22 +16,36 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidOption, UnknownFormat
 from ..options import asks_for_help
 from ..sizes import parse_cli_size
+from ..trees import OptionString
+from .common import add_image_opts_argument, add_rate_argument, cache_mode, image_name, rate_limit
 from .create import show_options
 
 if TYPE_CHECKING:
     from ..cli import App
+    from ..engine.convert import ConvertRequest
 
 MAX_SPARSE_SIZE = 16 << 20
 MAX_PARALLEL = 16
-CACHE_MODES = ("none", "off", "directsync", "writeback", "writethrough", "unsafe")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of ``convert``."""
     parser.add_argument("-f", "--source-format", metavar="FMT", help="format of the sources (default: probed)")
+    add_image_opts_argument(parser, "--source-image-opts")
     parser.add_argument(
-        "-O", "--target-format", "--output-format", metavar="FMT", default="raw", help="target format (default: raw)"
+        "-l", "--snapshot", "--source-snapshot", metavar="SNAPSHOT", help="convert a snapshot, by ID or name"
     )
+    parser.add_argument("--bitmaps", action="store_true", help="also copy the persistent dirty bitmaps")
+    parser.add_argument("--skip-broken-bitmaps", action="store_true", help="leave out inconsistent bitmaps")
+    parser.add_argument("--salvage", action="store_true", help="turn what cannot be read into zeros, with a warning")
+    _add_target_arguments(parser)
+    _add_copy_arguments(parser)
+    parser.add_argument("operands", nargs="*", metavar="SOURCE... TARGET", help="the images")
+
+
+def _add_target_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("-O", "--target-format", "--output-format", metavar="FMT", help="target format (default: raw)")
+    parser.add_argument("--target-image-opts", action="store_true", help="name the target by options; needs -n")
     parser.add_argument(
         "-o",
         "--target-format-options",
@@ -47,11 +61,22 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-F", "--backing-format", metavar="FMT", help="format of the backing file")
     parser.add_argument("-c", "--compress", action="store_true", help="compress the data in the target")
     parser.add_argument("-n", "--no-create", action="store_true", help="write into an existing target")
+    parser.add_argument("--target-is-zero", action="store_true", help="the existing target reads as zeros; needs -n")
+
+
+def _add_copy_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "-C",
+        "--copy-range-offloading",
+        dest="offload",
+        action="store_true",
+        help="let the system copy from file to file",
+    )
+    add_rate_argument(parser)
     parser.add_argument(
         "-S",
         "--sparse-size",
         metavar="SIZE",
-        default="4k",
         help="leave out runs of zeros at least this long; 0: none (default: 4k)",
     )
     parser.add_argument("-m", "--parallel", metavar="N", default="8", help="most requests at a time, 1 to 16")
@@ -63,51 +88,86 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-U", "--force-share", action="store_true", help="open sources that others are writing to")
     parser.add_argument("-p", "--progress", action="store_true", help="show progress")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    parser.add_argument("operands", nargs="*", metavar="SOURCE... TARGET", help="the images")
 
 
 def run(args: Namespace, app: App) -> int:
     """Run ``convert``."""
     if any(asks_for_help(text) for text in args.options):
-        return show_options(app, args.target_format, args.operands[-1] if args.operands else None)
+        return show_options(app, args.target_format or "raw", args.operands[-1] if args.operands else None)
     if len(args.operands) < 2:
         raise InvalidOption("Must specify image file name")
-    _check(args)
-    from ..engine.convert import ConvertRequest, convert
+    _check_source(args)
+    _check_target(args)
+    from ..engine.convert import convert
     from ..render.progress import Progress
 
-    try:
-        app.context.formats.load(args.target_format)
-    except UnknownFormat as error:
-        raise UnknownFormat(f"Unknown file format '{args.target_format}'", hint=error.hint) from None
-    *sources, target = args.operands
-    request = ConvertRequest(
-        sources=sources,
-        target=target,
-        source_format=args.source_format,
-        format=args.target_format,
-        options=args.options,
-        create=not args.no_create,
-        backing_file=args.backing,
-        backing_format=args.backing_format,
-        cache=_cache_mode(args.target_cache, "cache"),
-        source_cache=_cache_mode(args.source_cache, "source cache"),
-        force_share=args.force_share,
-        compress=args.compress,
-        sparse_size=_sparse_size(args.sparse_size),
-        parallel=_parallel(args.parallel),
-        out_of_order=args.oob_writes,
-    )
+    format = None if args.target_image_opts else args.target_format or "raw"
+    if format is not None:
+        try:
+            app.context.formats.load(format)
+        except UnknownFormat as error:
+            raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
+    request = _request(args, format)
     with Progress(app.out, app.err, shown=args.progress and not args.quiet, step=1.0) as progress:
         convert(app.context, request, progress.update)
     return 0
 
 
-def _check(args: Namespace) -> None:
+def _request(args: Namespace, format: str | None) -> ConvertRequest:
+    from ..engine.convert import ConvertRequest
+
+    *sources, target = args.operands
+    return ConvertRequest(
+        sources=[image_name(args, source, args.source_format) for source in sources],
+        target=OptionString(target) if args.target_image_opts else target,
+        source_format=args.source_format,
+        format=format,
+        options=args.options,
+        snapshot=args.snapshot,
+        create=not args.no_create,
+        target_is_zero=args.target_is_zero,
+        backing_file=args.backing,
+        backing_format=args.backing_format,
+        cache=cache_mode(args.target_cache, "cache"),
+        source_cache=cache_mode(args.source_cache),
+        force_share=args.force_share,
+        compress=args.compress,
+        sparse_size=_sparse_size(args.sparse_size or "4k"),
+        parallel=_parallel(args.parallel),
+        out_of_order=args.oob_writes,
+        bitmaps=args.bitmaps,
+        skip_broken_bitmaps=args.skip_broken_bitmaps,
+        salvage=args.salvage,
+        rate=rate_limit(args.rate),
+        offload=args.offload,
+    )
+
+
+def _check_source(args: Namespace) -> None:
+    """Refuse what does not go together in reading."""
+    if args.offload:
+        if args.compress:
+            raise InvalidOption("Cannot enable copy offloading when -c is used")
+        if args.sparse_size is not None:
+            raise InvalidOption("Cannot enable copy offloading when -S is used")
+        if args.salvage:
+            raise InvalidOption("Cannot use copy offloading in salvaging mode")
+    if args.skip_broken_bitmaps and not args.bitmaps:
+        raise InvalidOption("Use of --skip-broken-bitmaps requires --bitmaps")
+
+
+def _check_target(args: Namespace) -> None:
+    """Refuse what does not go together in writing."""
+    if args.target_image_opts and not args.no_create:
+        raise InvalidOption("--target-image-opts requires use of -n flag")
+    if args.target_image_opts and args.target_format is not None:
+        raise InvalidOption("--target-image-opts and --target-format are mutually exclusive")
+    if args.target_is_zero and not args.no_create:
+        raise InvalidOption("--target-is-zero requires use of -n flag")
+    if args.target_is_zero and args.backing is not None:
+        raise InvalidOption("Cannot use --target-is-zero when the destination image has a backing file")
     if args.no_create and args.options:
         raise InvalidOption("-o has no effect when skipping image creation")
-    if args.backing is not None and args.no_create:
-        raise InvalidOption("-B has no effect when skipping image creation")
 
 
 def _sparse_size(text: str) -> int:
@@ -127,9 +187,3 @@ def _parallel(text: str) -> int:
     if not 1 <= count <= MAX_PARALLEL:
         raise InvalidOption(f"Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}.")
     return count
-
-
-def _cache_mode(mode: str, noun: str) -> str:
-    if mode not in CACHE_MODES:
-        raise InvalidOption(f"Invalid {noun} option: {mode}")
-    return "none" if mode == "off" else mode

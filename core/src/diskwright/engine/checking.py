@@ -1,7 +1,10 @@
-"""Checking an image's metadata for consistency."""
+"""Checking an image's metadata for consistency, and repairing it."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, UnsupportedOperation, reason_of
@@ -18,17 +21,84 @@ class ChecksUnsupported(UnsupportedOperation):
     exit_code = 63
 
 
-def check(context: Context, image: Image) -> CheckResult:
-    """Check an open image; nothing is changed.
+@dataclass(frozen=True)
+class CheckRequest:
+    """What to check.
 
-    :raises ChecksUnsupported: its format has no checks.
+    :ivar repair: ``leaks`` or ``all`` to repair that, ``None`` to change nothing.
+    """
+
+    filename: str
+    format: str | None = None
+    repair: str | None = None
+    force_share: bool = False
+    cache: str = "writeback"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How a check ended.
+
+    :ivar driver: the format of the image.
+    :ivar result: what is wrong with it now; the counts of what was repaired are those of the repair.
+    """
+
+    driver: str
+    result: CheckResult
+
+
+def check_file(context: Context, request: CheckRequest, repaired: Callable[[CheckResult], None]) -> Checked:
+    """Open an image in spite of its faults and check it; what has been repaired is checked again, from scratch.
+
+    :param repaired: called with the result of a repair, before the second check.
+    :raises ChecksUnsupported: its format has no checks, or no repair.
     :raises ImageError: the metadata cannot be read at all.
     """
-    if not context.formats.has("check", image.driver):
+    with _opened(context, request, writable=request.repair is not None) as image:
+        driver = image.driver
+        first = check(context, image, request.repair)
+        if request.repair is not None:
+            image.flush()
+    if not first.leaks_fixed and not first.corruptions_fixed:
+        return Checked(driver, first)
+    repaired(first)
+    with _opened(context, replace(request, format=driver), writable=False) as image:
+        second = check(context, image)
+    second.leaks_fixed, second.corruptions_fixed = first.leaks_fixed, first.corruptions_fixed
+    return Checked(driver, second)
+
+
+def _opened(context: Context, request: CheckRequest, *, writable: bool) -> Image:
+    return context.open(
+        request.filename,
+        request.format,
+        writable=writable,
+        backing=False,
+        force_share=request.force_share,
+        cache=request.cache,
+        check=True,
+    )
+
+
+def check(context: Context, image: Image, repair: str | None = None) -> CheckResult:
+    """Check an open image.
+
+    :param repair: ``None``: nothing is changed; see the hook ``check`` for what else there is.
+    :raises ChecksUnsupported: its format has no checks, or no repair.
+    :raises ImageError: the metadata cannot be read at all.
+    """
+    if not context.formats.has("check", image.driver) or (repair and not _repairs(context, image.driver)):
         raise ChecksUnsupported("This image format does not support checks")
     try:
-        result: CheckResult = context.formats.call("check", image.driver, image=image, repair=None)
+        result: CheckResult = context.formats.call("check", image.driver, image=image, repair=repair)
+    except UnsupportedOperation as error:
+        raise ChecksUnsupported(str(error)) from error
     except (ImageError, OSError) as error:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise ImageError(f"Check failed: {reason}") from error
     return result
+
+
+def _repairs(context: Context, driver: str) -> bool:
+    """Whether the driver's check looks at what is to be repaired: an implementation names the arguments it uses."""
+    return "repair" in inspect.signature(getattr(context.formats.load(driver), "check")).parameters  # noqa: B009

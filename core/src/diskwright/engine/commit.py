@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, InvalidOption
-from ..node import Image, Node
+from ..errors import ImageError, UnsupportedOperation
+from ..node import Image, Node, WritableImage
 from .chain import layers
 from .copy import CopyOptions, Progress, copy, no_progress
 
@@ -23,6 +23,7 @@ class CommitRequest:
     :ivar filename: the top layer.
     :ivar base: the layer to commit into, as the chain names it; ``None``: the one below the top.
     :ivar drop: leave the top layer as it is, instead of emptying it.
+    :ivar rate: most bytes to write in a second, ``None`` for as many as there can be.
     """
 
     filename: str
@@ -30,6 +31,7 @@ class CommitRequest:
     base: str | None = None
     drop: bool = False
     cache: str = "writeback"
+    rate: int | None = None
 
 
 def commit(context: Context, request: CommitRequest, progress: Progress = no_progress) -> None:
@@ -45,11 +47,11 @@ def commit(context: Context, request: CommitRequest, progress: Progress = no_pro
         request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}
     ) as top:
         base = layers(top)[depth]
-        if not isinstance(base, Image):
-            raise InvalidOption(f"'{base.filename}' cannot be written")
+        if not isinstance(base, WritableImage):
+            raise UnsupportedOperation(f"Format driver '{base.driver}' does not support writing")
         if base.size < top.size:
             context.formats.call("resize", base.driver, image=base, size=top.size, preallocation="off")
-        copy([top], base, CopyOptions(target_is_zero=False, depth_limit=depth), progress)
+        copy([top], base, CopyOptions(target_is_zero=False, depth_limit=depth, rate=request.rate), progress)
         base.flush()
         # With layers between top and base, an emptied top would show their data again where the top had newer.
         if not request.drop and depth == 1 and context.formats.has("make_empty", top.driver):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
-from ..node import Compressing, Image, all_nodes
+from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation, reason_of
+from ..hookspecs import Bitmap
+from ..node import Compressing, Image, Node
 from ..options import parse_options
+from .bitmaps import copy_bitmap, to_copy
 from .copy import CopyOptions, Progress, copy, no_progress
 from .creation import CreateRequest, Creation, backing_values, declared_options, require_unused
+from .snapshots import view
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -24,18 +27,27 @@ class ConvertRequest:
     :ivar sources: file names; their disks follow each other in the target.
     :ivar source_format: format of all sources, found by probing if None.
     :ivar options: creation options as option strings.
+    :ivar format: format of the target; ``None`` if the target exists and is named by a tree.
+    :ivar snapshot: internal snapshot of the only source to convert, see :func:`diskwright.engine.snapshots.view`.
     :ivar create: False to write into an existing target.
+    :ivar target_is_zero: an existing target, apart from its backing layers, reads as zeros.
     :ivar backing_file: backing file of the target, which then holds only what the source's top layer has.
+    :ivar bitmaps: also copy the persistent dirty bitmaps of the only source.
+    :ivar skip_broken_bitmaps: leave out inconsistent ones instead of failing.
+    :ivar salvage: turn what cannot be read into zeros, with a warning.
+    :ivar rate: most bytes to write in a second.
+    :ivar offload: let the system copy from file to file where it can.
     :ivar cache: cache mode of the target; with ``unsafe`` nothing is forced to stable storage.
-    :ivar copying: how to copy; what is known of the target is filled in.
     """
 
     sources: Sequence[str]
     target: str
     source_format: str | None = None
-    format: str = "raw"
+    format: str | None = "raw"
     options: Sequence[str] = ()
+    snapshot: str | None = None
     create: bool = True
+    target_is_zero: bool = False
     backing_file: str | None = None
     backing_format: str | None = None
     cache: str = "unsafe"
@@ -45,6 +57,11 @@ class ConvertRequest:
     sparse_size: int = 4096
     parallel: int = 8
     out_of_order: bool = False
+    bitmaps: bool = False
+    skip_broken_bitmaps: bool = False
+    salvage: bool = False
+    rate: int | None = None
+    offload: bool = False
 
 
 def convert(context: Context, request: ConvertRequest, progress: Progress = no_progress) -> None:
@@ -52,23 +69,30 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
 
     :raises ImageError: it failed; a target that did not exist is not there, one that was to be replaced is as before.
     """
-    if request.backing_file is not None and len(request.sources) > 1:
-        raise InvalidOption(
-            "Having a backing file for the target makes no sense when concatenating multiple input images"
-        )
+    _require_single_source(request)
     values = _target_values(context, request) if request.create else {}
     with ExitStack() as stack:
         sources = [stack.enter_context(_open_source(context, name, request)) for name in request.sources]
-        size = sum(source.size for source in sources)
+        run = _Conversion(context, request, sources, progress)
         if request.create:
-            _convert_into_new(context, request, sources, size, values, progress)
+            run.into_new(values)
         else:
             target = context.open(request.target, request.format, writable=True, cache=request.cache)
             stack.enter_context(target)
-            for node in all_nodes(target):
-                require_unused(node, sources)
-            _copy(request, sources, target, progress, new=False)
-            target.flush()
+            run.into_existing(target)
+
+
+def _require_single_source(request: ConvertRequest) -> None:
+    if len(request.sources) == 1:
+        return
+    if request.snapshot is not None:
+        raise InvalidOption("No support for concatenating multiple snapshot")
+    if request.bitmaps:
+        raise InvalidOption("Copying bitmaps only possible with single source")
+    if request.backing_file is not None:
+        raise InvalidOption(
+            "Having a backing file for the target makes no sense when concatenating multiple input images"
+        )
 
 
 def _open_source(context: Context, name: str, request: ConvertRequest) -> Image:
@@ -82,18 +106,21 @@ def _open_source(context: Context, name: str, request: ConvertRequest) -> Image:
 
 
 def _target_values(context: Context, request: ConvertRequest) -> dict[str, Any]:
-    declared = declared_options(context, request.format, request.target)
+    format = request.format or "raw"
+    declared = declared_options(context, format, request.target)
     values = parse_options(declared, request.options)
     values.pop("size", None)  # the target is as large as the sources
     if request.compress and values.get("preallocation", "off") != "off":
         raise InvalidOption("Compression and preallocation not supported at the same time")
+    if request.compress and (values.get("encryption") or values.get("encrypt.format")):
+        raise InvalidOption("Compression and encryption not supported at the same time")
     backing_file = request.backing_file or values.pop("backing_file", None)
     backing_format = request.backing_format or values.pop("backing_fmt", None)
     if backing_file is not None and backing_format is None:
         raise InvalidOption("Use of backing file requires explicit backing format")
     target = CreateRequest(
         request.target,
-        request.format,
+        format,
         values=values,
         backing_file=backing_file,
         backing_format=backing_format,
@@ -101,36 +128,92 @@ def _target_values(context: Context, request: ConvertRequest) -> dict[str, Any]:
     return backing_values(target, declared)
 
 
-def _convert_into_new(
-    context: Context,
-    request: ConvertRequest,
-    sources: Sequence[Image],
-    size: int,
-    values: Mapping[str, Any],
-    progress: Progress,
-) -> None:
-    with Creation(context, request.cache, sources) as creation:
-        try:
-            node = creation.image(request.target, request.format, size, values)
-        except ImageError as error:
-            raise error.in_context(f"{request.target}: error while converting {request.format}") from error
-        target = creation.opened(node, request.target, request.format)
-        _copy(request, sources, target, progress, new=True)
+class _Conversion:
+    """One run: the opened sources and what is to become of them.
+
+    :param images: the opened sources.
+    """
+
+    def __init__(self, context: Context, request: ConvertRequest, images: Sequence[Image], progress: Progress) -> None:
+        self.context = context
+        self.request = request
+        self.images = images
+        self.progress = progress
+        self.sources = images
+        if request.snapshot is not None:
+            self.sources = [view(context, images[0], request.snapshot)]
+        self.size = sum(source.size for source in self.sources)
+        self.bitmaps: Sequence[Bitmap] = ()
+        if request.bitmaps:
+            self.bitmaps = to_copy(context, images[0], skip_broken=request.skip_broken_bitmaps)
+
+    def into_new(self, values: Mapping[str, Any]) -> None:
+        """Convert into a target that appears when it is complete.
+
+        :param values: its creation options.
+        """
+        name, format = self.request.target, self.request.format or "raw"
+        self._require_bitmaps(format)
+        with Creation(self.context, self.request.cache, self.images) as creation:
+            try:
+                node = creation.image(name, format, self.size, values)
+            except ImageError as error:
+                raise error.in_context(f"{name}: error while converting {format}") from error
+            target = creation.opened(node, name, format)
+            zeroed = target.new_reads_zero()
+            self._copy(target, self._options(target, zeroed=zeroed, shared=target.backing is not None))
+
+    def into_existing(self, target: Image) -> None:
+        """Convert into an image that is open for writing; what it held is lost."""
+        for node in _own_nodes(target):
+            require_unused(node, self.images)
+        self._require_bitmaps(target.driver)
+        shared = self.request.backing_file is not None and target.backing is not None
+        self._copy(target, self._options(target, zeroed=self.request.target_is_zero, shared=shared))
+        target.flush()
+
+    def _require_bitmaps(self, format: str) -> None:
+        if self.request.bitmaps and not self.context.formats.has("bitmap_add", format):
+            raise UnsupportedOperation(f"Format driver '{format}' does not support bitmaps")
+
+    def _options(self, target: Image, *, zeroed: bool, shared: bool) -> CopyOptions:
+        """How to copy.
+
+        :param zeroed: whether the target, its backing layers aside, reads as zeros.
+        :param shared: whether the target's backing layers hold what the sources' do.
+        """
+        request = self.request
+        return CopyOptions(
+            compress=request.compress,
+            sparse_size=request.sparse_size,
+            parallel=request.parallel,
+            out_of_order=request.out_of_order,
+            target_is_zero=zeroed,
+            depth_limit=1 if shared else None,
+            backing_size=0 if target.backing is None else target.backing.size,
+            rate=request.rate,
+            salvage=self._warn_of_loss if request.salvage else None,
+            offload=request.offload,
+        )
+
+    def _warn_of_loss(self, offset: int, length: int, error: Exception) -> None:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        self.context.warn(f"error while reading offset {offset}: {reason}")
+
+    def _copy(self, target: Image, options: CopyOptions) -> None:
+        if self.size > target.size:
+            raise InvalidImage("output file is smaller than input file", filename=self.request.target)
+        if self.request.compress and not isinstance(target, Compressing):
+            raise UnsupportedOperation("Compression not supported for this file format")
+        copy(self.sources, target, options, self.progress)
+        for bitmap in self.bitmaps:
+            copy_bitmap(self.context, bitmap, self.images[0], target)
 
 
-def _copy(request: ConvertRequest, sources: Sequence[Image], target: Image, progress: Progress, *, new: bool) -> None:
-    if sum(source.size for source in sources) > target.size:
-        raise InvalidImage("output file is smaller than input file", filename=request.target)
-    if request.compress and not isinstance(target, Compressing):
-        raise UnsupportedOperation("Compression not supported for this file format")
-    backing = target.backing if new else None
-    options = CopyOptions(
-        compress=request.compress,
-        sparse_size=request.sparse_size,
-        parallel=request.parallel,
-        out_of_order=request.out_of_order,
-        target_is_zero=new and target.new_reads_zero(),
-        depth_limit=None if backing is None else 1,
-        backing_size=0 if backing is None else backing.size,
-    )
-    copy(sources, target, options, progress)
+def _own_nodes(image: Image) -> Iterator[Node]:
+    """An image and what it stands on, without its backing layers: those are not written."""
+    pending: list[Node] = [image]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(node.children().values())

@@ -9,17 +9,21 @@ luck; the data itself is written side by side.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from ..errors import ImageError, NodeIOError, UnsupportedOperation
 from ..extent import Extent, Kind
 from ..node import SECTOR, Compressing, Image, Node, WritableImage, Zeroing, read_extent, write_placed
 from .chain import layers, resolve
+from .offload import copy_extent
 from .pool import Turnstile, Workers, worker_count
-from .ranges import Range, difference, intersection, joined
+from .ranges import Range, aligned, difference, intersection, joined
+from .rate import RateLimit
 from .zeros import nonzero_runs
 
 CELL = 1 << 20
@@ -29,6 +33,10 @@ ZERO_CELLS = 1024
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes there are, by several threads but one at a time."""
+
+
+Salvage: TypeAlias = Callable[[int, int, Exception], None]
+"""Called with offset and length of what cannot be read, bytes, and the reason; by several threads."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -46,6 +54,10 @@ class CopyOptions:
     :ivar target_is_zero: the target reads as zeros wherever nothing is written.
     :ivar depth_limit: how many layers of each source are copied, ``None`` for all; what only lower layers have is left
         to what lies below the target.
+    :ivar rate: most bytes of data to write in a second, ``None`` for as many as there can be.
+    :ivar salvage: called with the offset and length of a range of the target that cannot be read and becomes zeros;
+        ``None``: what cannot be read ends the copy.
+    :ivar offload: let the system copy from file to file, without looking at the bytes, where it can.
     :ivar backing_size: where the target reads as zero by itself, offset in bytes at which its backing layer ends; 0
         without one.
     """
@@ -57,6 +69,9 @@ class CopyOptions:
     target_is_zero: bool = True
     depth_limit: int | None = None
     backing_size: int = 0
+    rate: int | None = None
+    salvage: Salvage | None = None
+    offload: bool = False
 
 
 class Piece(NamedTuple):
@@ -161,7 +176,7 @@ class _Copy:
     ) -> None:
         self.target = target
         self.options = options
-        self.explicit = not options.target_is_zero or options.depth_limit is not None
+        self.explicit = not options.target_is_zero or options.depth_limit is not None or options.backing_size > 0
         cluster = target.cluster_size
         self.cell = max(CELL, cluster or 0)
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
@@ -175,6 +190,7 @@ class _Copy:
         self.progress = progress
         self.progress_lock = threading.Lock()
         self.done = 0
+        self.rate = RateLimit(options.rate) if options.rate else None
 
     def run(self) -> None:
         self.workers.run(self._work)
@@ -214,8 +230,15 @@ class _Copy:
             return
         cell_start = start // self.cell * self.cell
         view = buffer[: min(self.cell, self.target.size - cell_start)]
+        if self.options.offload and self._offload(task):
+            return
+        wanted = list(joined((piece.offset - cell_start, piece.end - cell_start) for piece in task.pieces))
         self._read(task.pieces, cell_start, view)
-        data, zeros = self._sort_out(task.pieces, cell_start, view)
+        if self.explicit and self.target.cluster_size:
+            with _failing("reading", start):
+                wanted = self._fill_clusters(wanted, self.target.cluster_size, cell_start, view)
+        data, zeros = self._sort_out(wanted, view)
+        self._wait_for_turn(sum(last - first for first, last in data))
         with _failing("writing", start):
             if self.options.compress:
                 self._write_compressed(task.number, cell_start, data, buffer, len(view))
@@ -223,6 +246,41 @@ class _Copy:
                 self._write(task.number, cell_start, data, view)
             for first, last in zeros:
                 write_zeroes(self.target, cell_start + first, last - first)
+
+    def _offload(self, task: Task) -> bool:
+        """Let the system copy a cell from file to file; False if it cannot, then all of the cell is to be copied."""
+        if self.target.cluster_size:
+            return False  # what a cluster has besides would have to be read
+        data = [piece for piece in task.pieces if piece.extent is not None]
+        self._wait_for_turn(sum(piece.length for piece in data))
+        with _failing("writing", task.pieces[0].offset):
+            if not all(map(self._offload_piece, data)):
+                return False
+            with self.turnstile.turn(task.number):
+                for piece in task.pieces:
+                    if piece.extent is None:
+                        write_zeroes(self.target, piece.offset, piece.length)
+        return True
+
+    def _offload_piece(self, piece: Piece) -> bool:
+        with self.target.lock:
+            placements = self.target.allocate(piece.offset, piece.length)
+        for placement in placements:
+            part = piece.part(placement.offset, placement.offset + placement.length)
+            if part.extent is None or not copy_extent(part.extent, placement):
+                return False
+        with self.target.lock:
+            self.target.link(placements)
+        return True
+
+    def _wait_for_turn(self, count: int) -> None:
+        """Keep to the rate; what another worker fails at, or a signal, ends the waiting."""
+        delay = self.rate.delay(count) if self.rate else 0.0
+        while delay > 0:
+            self.workers.check()
+            pause = min(delay, 0.5)
+            time.sleep(pause)
+            delay -= pause
 
     def _read(self, pieces: list[Piece], cell_start: int, view: memoryview) -> None:
         """Fill a cell's buffer; where no piece is, with zeros."""
@@ -236,35 +294,69 @@ class _Copy:
                 part[:] = bytes(len(part))
             else:
                 with _failing("reading", piece.offset):
-                    read_extent(piece.layer, piece.extent, part)
+                    self._read_piece(piece.layer, piece, part)
             position = last
         view[position:] = bytes(len(view) - position)
 
-    def _sort_out(self, pieces: list[Piece], cell_start: int, view: memoryview) -> tuple[list[Range], list[Range]]:
+    def _read_piece(self, layer: Node, piece: Piece, buffer: memoryview) -> None:
+        """Read a piece; what is to be salvaged is read sector by sector where it cannot be read at once."""
+        if piece.extent is None:
+            return
+        try:
+            read_extent(layer, piece.extent, buffer)
+        except (OSError, ImageError):
+            if self.options.salvage is None:
+                raise
+        else:
+            return
+        for start in range(0, piece.length, SECTOR):
+            end = min(start + SECTOR, piece.length)
+            sector = piece.part(piece.offset + start, piece.offset + end)
+            try:
+                read_extent(layer, sector.extent or piece.extent, buffer[start:end])
+            except (OSError, ImageError) as error:
+                buffer[start:end] = bytes(end - start)
+                self.options.salvage(sector.offset, sector.length, error)
+
+    def _fill_clusters(self, wanted: list[Range], cluster: int, cell_start: int, view: memoryview) -> list[Range]:
+        """Round what is wanted out to whole clusters of the target, around it what the target reads as now.
+
+        A cluster is allocated once, and compressed as a whole, so all of it has to be there.
+        """
+        whole = list(aligned(wanted, cluster, len(view)))
+        for first, last in difference(whole, wanted):
+            self.target.read_into(cell_start + first, view[first:last])
+        return whole
+
+    def _sort_out(self, wanted: list[Range], view: memoryview) -> tuple[list[Range], list[Range]]:
         """Which ranges of a cell to write as data and which as zeros; the rest is not to be touched.
 
         Without need to be explicit about zeros data is rounded out to whole clusters, which are cheaper to allocate.
         """
-        wanted = [(piece.offset - cell_start, piece.end - cell_start) for piece in pieces]
         if not self.options.sparse_size:
-            return list(joined(wanted)), []
+            return wanted, []
         runs = nonzero_runs(view, self.block)
         if not self.explicit and self.target.cluster_size:
             return runs, []
-        wanted = list(joined(wanted))
         data = list(intersection(wanted, runs))
         return data, list(difference(wanted, data)) if self.explicit else []
 
     def _write(self, number: int, cell_start: int, data: list[Range], view: memoryview) -> None:
         target = self.target
+        cluster = target.cluster_size or 1
+        # Until a new cluster is linked, the image knows nothing of it: what begins in the same one has to wait.
+        waiting = [right for left, right in pairwise(data) if (left[1] - 1) // cluster == right[0] // cluster]
         with self.turnstile.turn(number), target.lock:
-            placements = [p for first, last in data for p in target.allocate(cell_start + first, last - first)]
+            at_once = [part for part in data if part not in waiting] if waiting else data
+            placements = [p for first, last in at_once for p in target.allocate(cell_start + first, last - first)]
         for placement in placements:
             first = placement.offset - cell_start
             write_placed(target, placement, view[first : first + placement.length])
         if placements:
             with target.lock:
                 target.link(placements)
+        for first, last in waiting:
+            target.write_at(cell_start + first, view[first:last])
 
     def _write_compressed(
         self, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int

@@ -10,6 +10,7 @@ from ..errors import ImageError, InvalidImage, RefusedByPolicy
 from ..filenames import backing_filename
 from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
+from ..trees import JSON_PREFIX
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -103,7 +104,8 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
     if formats.has("snapshot_list", image.driver):
         snapshots = formats.call("snapshot_list", image.driver, image=image)
     # A file may have been named with a protocol prefix; people and relative backing names want the path.
-    filename = image.filename if isinstance(image.file, Image) else image.file.filename
+    named_by_tree = isinstance(image.file, Image) or image.filename.startswith(JSON_PREFIX)
+    filename = image.filename if named_by_tree else image.file.filename
     return NodeInfo(
         filename=filename,
         driver=image.driver,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import ExtentTable, Kind
 from ..filenames import backing_filename
-from ..node import SECTOR, Compressing, Image, WritableImage
+from ..node import Compressing, Image, WritableImage
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress, write_zeroes
 from .ranges import Range, aligned, cut, intersection, union
-from .zeros import nonzero_runs
+from .zeros import nonzero_blocks
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ..context import Context
 
 
@@ -92,7 +96,8 @@ def _keep_content(context: Context, top: Image, request: RebaseRequest, progress
         new = context.open(name, request.backing_format, force_share=request.force_share, cache=request.backing_cache)
     except ImageError as error:
         cause = error.__cause__ if isinstance(error.__cause__, ImageError) else error
-        raise ImageError(f"Could not open new backing file '{request.backing_file}': {cause}") from error
+        message = f"Could not open new backing file '{request.backing_file}': {cause}"
+        raise ImageError(message, hint=cause.hint) from error
     with new:
         if new.identity() is not None and new.identity() == top.identity():
             raise InvalidOption(f"Could not open new backing file '{request.backing_file}': it is the image itself")
@@ -123,9 +128,14 @@ def _write_differences(
     for start, end in cut(aligned(_suspects(top, new, depth_limit), block, top.size), step):
         old = memoryview(old_bytes)[: end - start]
         top.read_into(start, old)
-        differing = _differing_blocks(new, start, old, memoryview(new_bytes)[: end - start], block)
-        for first, last in differing:
-            _write(top, start + first, old[first:last], block, compress=request.compress)
+        new_view = memoryview(new_bytes)[: end - start]
+        if new is not None:
+            new.read_into(start, new_view)
+        for first, last, zero in _differing_runs(old, new_view if new is not None else None, block):
+            if zero:
+                write_zeroes(top, start + first, last - first)
+            else:
+                _write(top, start + first, old[first:last], block, compress=request.compress)
         progress(end, top.size)
     progress(top.size, top.size)
 
@@ -147,29 +157,45 @@ def _ranges(tables: Iterator[ExtentTable], kinds: set[Kind], limit: int) -> Iter
                 yield extent.offset, min(extent.end, limit)
 
 
-def _differing_blocks(new: Image | None, start: int, old: memoryview, space: memoryview, block: int) -> Iterator[Range]:
-    """Where a part of the disk differs from the new backing file, in whole blocks; ranges relative to the part.
+def _differing_runs(old: memoryview, new: memoryview | None, block: int) -> Iterator[tuple[int, int, bool]]:
+    """Where a part of the disk differs from the new backing file, in whole blocks.
 
-    :param space: memory to read the new bytes into.
+    :param new: what the new backing file has there; ``None`` for zeros.
+    :returns: start and end, relative to the part, and whether the disk has zeros there.
     """
-    if new is None:
-        space[:] = bytes(len(space))
-    else:
-        new.read_into(start, space)
-    for first in range(0, len(old), block):
-        last = min(first + block, len(old))
-        if bytes(old[first:last]) != bytes(space[first:last]):
-            yield first, last
+    import numpy as np
+
+    data = nonzero_blocks(old, block)
+    differing = data if new is None else _unequal_blocks(old, new, block)
+    kinds = np.where(differing, np.where(data, 1, 2), 0)
+    edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1)).tolist()
+    for first, last in pairwise(edges):
+        if kinds[first]:
+            yield first * block, min(last * block, len(old)), bool(kinds[first] == 2)
+
+
+def _unequal_blocks(left: memoryview, right: memoryview, block: int) -> npt.NDArray[np.bool_]:
+    """Which blocks of two buffers of the same length differ; the last one may be shorter."""
+    import numpy as np
+
+    whole = len(left) // block * block
+    unequal = np.ones(-(-len(left) // block), dtype=bool)
+    words = [np.frombuffer(view[:whole], np.uint64).reshape(-1, block // 8) for view in (left, right)]
+    unequal[: whole // block] = (words[0] != words[1]).any(axis=1)
+    if whole < len(left):
+        unequal[-1] = bytes(left[whole:]) != bytes(right[whole:])
+    return unequal
 
 
 def _write(top: WritableImage, offset: int, data: memoryview, block: int, *, compress: bool) -> None:
-    if not any(nonzero_runs(data, SECTOR)):
-        write_zeroes(top, offset, len(data))
+    if not compress or not isinstance(top, Compressing):
+        top.write_at(offset, data)
         return
-    if compress and isinstance(top, Compressing):
-        blob = top.compress(memoryview(bytes(data).ljust(block, b"\0")))
-        if blob is not None:
+    for start in range(0, len(data), block):
+        piece = data[start : start + block]
+        blob = top.compress(memoryview(bytes(piece).ljust(block, b"\0")))
+        if blob is None:
+            top.write_at(offset + start, piece)
+        else:
             with top.lock:
-                top.write_compressed(offset, blob)
-            return
-    top.write_at(offset, data)
+                top.write_compressed(offset + start, blob)

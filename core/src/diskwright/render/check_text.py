@@ -25,6 +25,16 @@ def check_object(filename: str, format: str, result: CheckResult) -> dict[str, A
     return {"filename": filename, "format": format, "check-errors": result.check_errors, **found}
 
 
+def repair_lines(result: CheckResult) -> Iterator[str]:
+    """What was repaired, for people, a line each."""
+    yield "The following inconsistencies were found and repaired:"
+    yield ""
+    yield f"    {result.leaks_fixed} leaked clusters"
+    yield f"    {result.corruptions_fixed} corruptions"
+    yield ""
+    yield "Double checking the fixed image now..."
+
+
 def check_lines(result: CheckResult) -> Iterator[str]:
     """The summary for people, a line each."""
     if not (result.corruptions or result.leaks or result.check_errors):

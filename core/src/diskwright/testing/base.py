@@ -31,6 +31,7 @@ class DriverTests:
         it is not set.
     :cvar oracle: name of the format in qemu-img, ``None`` if that does not know it.
     :cvar variants: sets of creation options, as typed values, with which images are created and written.
+    :cvar snapshot_variants: those of them that can have internal snapshots, all if ``None``.
     """
 
     name: ClassVar[str]
@@ -38,6 +39,7 @@ class DriverTests:
     sample_path: ClassVar[Path | None] = None
     oracle: ClassVar[str | None] = ""
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+    snapshot_variants: ClassVar[Sequence[Mapping[str, Any]] | None] = None
 
     _samples: ClassVar[dict[str, bytes]] = {}
 

@@ -35,7 +35,7 @@ class ChangingTests(DriverTests):
         """Applying a snapshot brings the content back that the disk had; deleting the last leaves nothing behind."""
         for hook in ("create", "snapshot_create", "snapshot_apply", "snapshot_delete"):
             self.need(hook)
-        for values in self.variants:
+        for values in self.variants if self.snapshot_variants is None else self.snapshot_variants:
             contents = [patchwork(2 * MIB, seed) for seed in range(3)]
             node = self._written(contents[0], values)
             for number, content in enumerate(contents):

@@ -1,0 +1,76 @@
+"""Telling how much space an image would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidOption, UnsupportedOperation
+from ..extent import Kind
+from ..hookspecs import Measurement
+from ..node import SECTOR, Image
+from ..options import parse_options
+from .chain import resolve
+from .creation import declared_options
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+@dataclass(frozen=True)
+class MeasureRequest:
+    """What to measure.
+
+    :ivar format: format of the image that would be created.
+    :ivar options: its creation options, as option strings.
+    :ivar size: its virtual size, bytes; ``None``: it would hold what the source holds.
+    :ivar source: name of the image that would be converted.
+    :ivar snapshot: the snapshot of it that would be converted, see :func:`diskwright.engine.snapshots.view`.
+    """
+
+    format: str = "raw"
+    options: Sequence[str] = ()
+    size: int | None = None
+    source: str | None = None
+    source_format: str | None = None
+    snapshot: str | None = None
+    force_share: bool = False
+
+
+def measure(context: Context, request: MeasureRequest) -> Measurement:
+    """How large the file of an image would be; nothing is created.
+
+    :raises UnsupportedOperation: the format cannot tell.
+    :raises ImageError: the source cannot be read, or the options do not fit.
+    """
+    values = parse_options(declared_options(context, request.format, "any"), request.options)
+    values.pop("size", None)
+    if not context.formats.has("measure", request.format):
+        raise UnsupportedOperation(f"Block driver '{request.format}' does not support size measurement")
+
+    def call(size: int, ranges: Iterator[tuple[int, int]], source: Image | None) -> Measurement:
+        found: Measurement = context.formats.call(
+            "measure", request.format, size=-(-size // SECTOR) * SECTOR, values=values, ranges=ranges, source=source
+        )
+        return found
+
+    if request.source is None:
+        if request.size is None:
+            raise InvalidOption("Either --size N or one filename must be specified.")
+        return call(request.size, iter(()), None)
+    with context.open(request.source, request.source_format, force_share=request.force_share) as image:
+        disk = image
+        if request.snapshot is not None:
+            from .snapshots import view
+
+            disk = view(context, image, request.snapshot)
+        return call(disk.size, data_ranges(disk), image)
+
+
+def data_ranges(image: Image) -> Iterator[tuple[int, int]]:
+    """The guest ranges of a disk that hold data in any of its layers: (offset, length) in bytes, in order."""
+    for table in resolve(image):
+        for extent in table:
+            if extent.kind in (Kind.DATA, Kind.ENCODED):
+                yield extent.offset, extent.length
