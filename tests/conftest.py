@@ -12,8 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from diskwright.testing.faults import Folder
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 64 * KIB
@@ -200,3 +203,138 @@ def digest() -> Callable[[Path], str]:
         return hashlib.blake2b(path.read_bytes() + seen.encode()).hexdigest()
 
     return of
+
+
+DISKS = {
+    "4k": "cluster_size=4k",
+    "512": "cluster_size=512,refcount_bits=64",
+    "extended": "cluster_size=16k,extended_l2=on",
+    "v2": "cluster_size=4k,compat=0.10",
+}
+"""Creation options of the disks that the fixture ``disks`` makes, by the name of the kind."""
+
+
+@pytest.fixture(scope="session")
+def disks(
+    tmp_path_factory: pytest.TempPathFactory, qemu_img: Callable[..., Result], qemu_io: Callable[..., Result]
+) -> Callable[[str, bool, bool], Folder]:
+    """Make a qcow2 disk by the real tools: ``disks(kind, snapshots, bitmap)`` is the folder with it, to be written.
+
+    It holds ``disk.qcow2`` with data, zeros and compressed clusters over ``base.qcow2``, with the snapshots ``s1`` and
+    ``s2`` and the bitmap ``b0`` if they are asked for; ``other.qcow2``; and ``spare.raw``, a raw disk of the same size.
+    """
+    made: dict[tuple[str, bool, bool], Folder] = {}
+    noise = tmp_path_factory.mktemp("noise") / "noise"
+
+    def write(path: Path, *ranges: str, flags: str = "") -> None:
+        noise.write_bytes(random.Random(str(ranges)).randbytes(300 * KIB))
+        qemu_io(path, "qcow2", *(f"write {flags} -s {noise} {text}" for text in ranges))
+
+    def build(folder: Path, kind: str, snapshots: bool, bitmap: bool) -> None:
+        disk = folder / "disk.qcow2"
+        for base, place in (("base.qcow2", "0"), ("other.qcow2", "200k")):
+            qemu_img("create", "-q", "-f", "qcow2", folder / base, "1M")
+            write(folder / base, f"{place} 300k", "700k 64k")
+        (folder / "spare.raw").write_bytes(random.Random(9).randbytes(MIB) + bytes(512 * KIB))
+        backing = ["-b", folder / "base.qcow2", "-F", "qcow2"]
+        qemu_img("create", "-q", "-f", "qcow2", "-o", DISKS[kind], *backing, disk, "1536k")
+        qemu_img("rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", disk)
+        write(disk, "64k 100k", "1100k 90k")
+        write(disk, "512k 64k", flags="-c" if kind != "512" else "")
+        for snapshot, place in (("s1", "128k 30k"), ("s2", "320k 64k")) if snapshots else ():
+            qemu_img("snapshot", "-c", snapshot, disk)
+            write(disk, place)
+        qemu_io(disk, "qcow2", "write -z 560k 64k", "write -zu 1120k 32k")
+        if bitmap:
+            qemu_img("bitmap", "--add", disk, "b0")
+            write(disk, "400k 10k")
+
+    def make(kind: str, snapshots: bool = True, bitmap: bool = False) -> Folder:
+        key = kind, snapshots, bitmap
+        if key not in made:
+            folder = tmp_path_factory.mktemp("disk")
+            build(folder, *key)
+            made[key] = Folder.read(folder)
+            shutil.rmtree(folder)
+        return made[key]
+
+    return make
+
+
+@dataclass(frozen=True)
+class Modification:
+    """A command line that changes a disk of the fixture ``disks``.
+
+    :ivar arguments: ``{}`` stands for the folder.
+    :ivar hooks: what the driver must have.
+    :ivar atomic: whether the disk is as before or after as a whole, not sector by sector.
+    """
+
+    arguments: tuple[str, ...]
+    hooks: tuple[str, ...] = ()
+    atomic: bool = True
+    kind: str = "4k"
+    snapshots: bool = True
+    bitmap: bool = False
+
+    def command(self, folder: Path) -> list[str]:
+        """The arguments for a disk in that folder."""
+        return [argument.replace("{}", str(folder)) for argument in self.arguments]
+
+
+def _on_disk(text: str, *hooks: str, **properties: Any) -> Modification:
+    """A command with options, separated by blanks, and a disk as its operand."""
+    return Modification((*text.split(), "{}/disk.qcow2"), hooks, **properties)
+
+
+MODIFICATIONS = {
+    "create-new": Modification(("create", "-q", "-f", "qcow2", "{}/new.qcow2", "1M")),
+    "create-over": Modification(("create", "-q", "-f", "qcow2", "{}/disk.qcow2", "1M")),
+    "create-raw": Modification(("create", "-q", "-f", "raw", "{}/new.raw", "1M")),
+    "convert-new": Modification(("convert", "-t", "writeback", "-O", "qcow2", "{}/disk.qcow2", "{}/new.qcow2")),
+    "convert-compressed": Modification(
+        ("convert", "-c", "-t", "writeback", "-O", "qcow2", "{}/disk.qcow2", "{}/new.qcow2")
+    ),
+    "convert-raw": Modification(("convert", "-t", "writeback", "-O", "raw", "{}/disk.qcow2", "{}/new.raw")),
+    "convert-over": Modification(("convert", "-t", "writeback", "-O", "qcow2", "{}/spare.raw", "{}/disk.qcow2")),
+    "convert-into": Modification(
+        ("convert", "-n", "-t", "writeback", "-O", "qcow2", "{}/spare.raw", "{}/disk.qcow2"), atomic=False
+    ),
+    "snapshot-create": _on_disk("snapshot -c new", "snapshot_create"),
+    "snapshot-apply": _on_disk("snapshot -a s1", "snapshot_apply", kind="512"),
+    "snapshot-delete": _on_disk("snapshot -d s1", "snapshot_delete", kind="extended"),
+    "resize-grow": Modification(("resize", "{}/disk.qcow2", "+700k"), ("resize",)),
+    "resize-shrink": Modification(("resize", "--shrink", "{}/disk.qcow2", "400k"), ("resize",), kind="512"),
+    "resize-full": Modification(("resize", "--preallocation=full", "{}/disk.qcow2", "+300k"), ("resize",)),
+    "commit": _on_disk("commit", "make_empty", "resize", atomic=False, snapshots=False, kind="512"),
+    "commit-keep": _on_disk("commit -d", "resize", atomic=False),
+    "rebase": _on_disk("rebase -b other.qcow2 -F qcow2", "set_backing", atomic=False),
+    "rebase-unsafe": _on_disk("rebase -u -b other.qcow2 -F qcow2", "set_backing"),
+    "amend-refcounts": _on_disk("amend -o refcount_bits=32", "amend", kind="512"),
+    "amend-upgrade": _on_disk("amend -o compat=1.1", "amend", kind="v2"),
+    "amend-downgrade": _on_disk("amend -o compat=0.10", "amend"),
+    "bitmap-add": Modification(("bitmap", "--add", "{}/disk.qcow2", "b1"), ("bitmap_add",), bitmap=True),
+    "bitmap-remove": Modification(("bitmap", "--remove", "{}/disk.qcow2", "b0"), ("bitmap_remove",), bitmap=True),
+    "bitmap-clear": Modification(("bitmap", "--clear", "{}/disk.qcow2", "b0"), ("bitmap_fill",), bitmap=True),
+    "bitmap-disable": Modification(("bitmap", "--disable", "{}/disk.qcow2", "b0"), ("bitmap_enable",), bitmap=True),
+}
+"""Each changing subcommand in its ways."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that asks for a ``modification`` with all of them."""
+    if "modification" in metafunc.fixturenames:
+        metafunc.parametrize("modification", list(MODIFICATIONS), indirect=True)
+
+
+@pytest.fixture
+def modification(request: pytest.FixtureRequest) -> Modification:
+    """A changing command; the test is skipped while the driver cannot do it."""
+    from diskwright.context import Context
+
+    chosen = MODIFICATIONS[request.param]
+    formats = Context().formats
+    for hook in chosen.hooks:
+        if not formats.has(hook, "qcow2"):
+            pytest.skip(f"qcow2 has no {hook}")
+    return chosen

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +270,9 @@ class Life:
             present = len(self.content)
             self.content = self.content[:size] + bytearray(max(0, size - present))
             for bitmap in self.bitmaps.values():
-                bitmap.written = [(start, min(length, size - start)) for start, length in bitmap.written if start < size]
+                bitmap.written = [
+                    (start, min(length, size - start)) for start, length in bitmap.written if start < size
+                ]
 
     def _shown_from_below(self, act: Callable[[], None]) -> None:
         """Do what changes the layer below: snapshots show the new one where they have nothing themselves."""
@@ -502,6 +504,33 @@ def test_random_life(name: str, seed: int, tmp_path: Path, oracle: Callable[[Lif
     """Whatever is done to an image, it is what it should be."""
     rng = random.Random(f"{name} {seed}")
     live(tmp_path, CONFIGURATIONS[name], lambda life: random_steps(life, rng, 100), oracle)
+
+
+FORMER_FAILURES = {
+    "rebase-of-what-had-no-backing-file": ("4k-2bit", [("write", 1179648, 131072, 456166), ("rebase", 1)]),
+    "rebase-of-v2": ("4k-v2-backing", [("rebase", 2), ("zero", 263279, 99758, True), ("rebase", 1)]),
+    "commit-into-larger-clusters": (
+        "512",
+        [("compress", 2302, 71381), ("rebase", 1), ("write", 1169920, 4608, 535956), ("commit",)],
+    ),
+    "bitmap-across-amend": (
+        "512",
+        [("bitmap_add", 1, 16), ("write", 1769472, 65536, 199909), ("amend", "refcount_bits", 1)],
+    ),
+    "bitmap-across-resize": (
+        "1k-lazy",
+        [("bitmap_add", 2, 9), ("write", 1088512, 3072, 207582), ("resize", 2370048, "falloc")],
+    ),
+    "bitmap-across-rebase": ("4k-2bit", [("bitmap_add", 1, 9), ("rebase", 0)]),
+}
+"""Short lives that once went wrong: configuration and steps."""
+
+
+@pytest.mark.parametrize("name", FORMER_FAILURES)
+def test_former_failure(name: str, tmp_path: Path, oracle: Callable[[Life], None]) -> None:
+    """What went wrong once goes right."""
+    configuration, steps = FORMER_FAILURES[name]
+    live(tmp_path, CONFIGURATIONS[configuration], lambda _: iter(steps), oracle)
 
 
 @pytest.mark.slow

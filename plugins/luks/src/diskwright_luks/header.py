@@ -93,6 +93,31 @@ class Header:
         """Cipher and key size as options call it, e.g. ``aes-256``."""
         return cipher_option(self.cipher, self.mode, self.key_bytes)
 
+    def facts(self, *, detached: bool = False) -> dict[str, Any]:
+        """What ``info`` shows, by QEMU's names.
+
+        :param detached: whether the payload is in another file.
+        """
+        facts: dict[str, Any] = {
+            "cipher-alg": self.cipher_option,
+            "cipher-mode": self.mode,
+            "ivgen-alg": self.ivgen,
+            "hash-alg": self.hash,
+            "detached-header": detached,
+            "payload-offset": self.payload_offset,
+            "master-key-iters": self.digest_iterations,
+            "uuid": self.uuid,
+        }
+        if self.ivgen == "essiv":
+            facts["ivgen-hash-alg"] = self.ivgen_hash
+        slots = []
+        for slot in self.slots:
+            state: dict[str, Any] = {"active": slot.active, "key-offset": slot.sector * SECTOR}
+            if slot.active:
+                state |= {"iters": slot.iterations, "stripes": self.material_size // self.key_bytes}
+            slots.append(state)
+        return facts | {"slots": slots}
+
     def build(self) -> bytes:
         """The header as it stands in the file."""
         generator = self.ivgen if self.ivgen_hash is None else f"{self.ivgen}:{self.ivgen_hash}"

@@ -219,26 +219,7 @@ class LuksImage(WritableImage):
 
     def describe(self) -> Description:
         """The facts of the header."""
-        header = self.header
-        facts: dict[str, Any] = {
-            "cipher-alg": header.cipher_option,
-            "cipher-mode": header.mode,
-            "ivgen-alg": header.ivgen,
-            "hash-alg": header.hash,
-            "detached-header": self.detached,
-            "payload-offset": header.payload_offset,
-            "master-key-iters": header.digest_iterations,
-            "uuid": header.uuid,
-        }
-        if header.ivgen == "essiv":
-            facts["ivgen-hash-alg"] = header.ivgen_hash
-        slots = []
-        for slot in header.slots:
-            state: dict[str, Any] = {"active": slot.active, "key-offset": slot.sector * SECTOR}
-            if slot.active:
-                state |= {"iters": slot.iterations, "stripes": header.material_size // header.key_bytes}
-            slots.append(state)
-        return Description(specific=facts | {"slots": slots})
+        return Description(specific=self.header.facts(detached=self.detached))
 
     def flush(self) -> None:
         """Flush all files."""

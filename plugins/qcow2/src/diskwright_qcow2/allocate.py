@@ -35,7 +35,7 @@ class ClusterAllocator:
 
     :param guard: called with each run before it is handed out; raises if metadata that is in use stands there.
     :param note: called with each run that is used for refcount structures.
-    :ivar hint: no cluster below this one is free.
+    :ivar hint: clusters below this one are not looked at.
     :ivar moved_table: where a grown refcount table is to be written, ``None`` while it stays where it is.
     :ivar outgrown: places that were meant for it before it grew once more.
     """
@@ -88,6 +88,11 @@ class ClusterAllocator:
         if lowest < self.hint:
             self.hint = lowest
             self._known = Run(0, 0)
+
+    def search_from(self, cluster: int) -> None:
+        """Hand out no clusters below this one, until some of them are freed."""
+        self.hint = cluster
+        self._known = Run(0, 0)
 
     def _claim(self, run: Run) -> None:
         self._check(run)

@@ -9,6 +9,8 @@ from . import layout
 from .layout import BitmapFlag
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from diskwright.bounded import BoundedReader
 
     from .header import Header
@@ -103,6 +105,37 @@ def _satisfies_constraints(header: Header, fields: Any) -> bool:
     # A bitmap that was not saved may be from before the disk grew.
     in_use = fields.flags & BitmapFlag.IN_USE
     return bool(in_use) or header.disk_size <= table_bytes * 8 << fields.granularity_bits
+
+
+def bitmap_bytes(disk_size: int, granularity_bits: int) -> int:
+    """Bytes that the bits of a bitmap take."""
+    return -(-disk_size >> granularity_bits + 3)
+
+
+def directory_entry_size(name: str) -> int:
+    """Bytes that a bitmap takes in the directory."""
+    size = layout.BITMAP_DIRECTORY_ENTRY.sizeof() + len(name.encode("utf-8", "surrogateescape"))
+    return int(size + -size % layout.BITMAP_ALIGNMENT)
+
+
+def build_bitmaps(entries: Iterable[BitmapEntry]) -> bytes:
+    """The bitmap directory as stored."""
+    parts = []
+    for entry in entries:
+        name = entry.name.encode("utf-8", "surrogateescape")
+        fixed = layout.BITMAP_DIRECTORY_ENTRY.build(
+            {
+                "bitmap_table_offset": entry.table_offset,
+                "bitmap_table_size": entry.table_size,
+                "flags": entry.flags,
+                "type": layout.BITMAP_TYPE_DIRTY_TRACKING,
+                "granularity_bits": entry.granularity_bits,
+                "name_size": len(name),
+                "extra_data_size": 0,
+            }
+        )
+        parts.append((fixed + name).ljust(directory_entry_size(entry.name), b"\0"))
+    return b"".join(parts)
 
 
 def describe_bitmaps(entries: list[BitmapEntry]) -> list[dict[str, Any]]:

@@ -5,10 +5,12 @@ The computed reference counts are the basis of any repair; nothing is changed he
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diskwright.errors import InvalidImage
 from diskwright.hookspecs import CheckResult
 
 from . import layout
@@ -17,44 +19,105 @@ from .check_tables import TableCheck
 from .overlap import snapshot_table_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from .image import Qcow2Image
     from .refcount import Column
+    from .snapshots import SnapshotEntry
 
 _COMPARED_AT_ONCE = 1 << 20
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What a check found, with what a repair needs to know.
+
+    :ivar references: the references to each cluster.
+    :ivar stored: the refcounts of each cluster.
+    :ivar complete: whether all references could be counted.
+    :ivar structures_broken: whether the refcount table or a refcount block cannot be what it should be.
+    :ivar counts_low: whether there are refcounts lower than the references, or that cannot be read.
+    :ivar wrong_flags: corruptions that are COPIED flags which do not go with the refcounts.
+    :ivar flag_lines: the findings about those, the last of all.
+    """
+
+    result: CheckResult
+    references: References
+    stored: StoredRefcounts
+    complete: bool
+    structures_broken: bool
+    counts_low: bool
+    wrong_flags: int
+    flag_lines: list[str]
+
+
 def check(image: Qcow2Image) -> CheckResult:
-    """See the ``check`` hook."""
+    """Check an image, see the ``check`` hook."""
+    return examine(image).result
+
+
+def examine(image: Qcow2Image) -> Examination:
+    """Check an image."""
     header = image.header
     result = CheckResult(total_clusters=-(-header.disk_size >> header.cluster_bits))
     references = References(image, result)
     stored = StoredRefcounts(image, references.clusters)
-    references.add_range(0, header.cluster_size)
     references.add_range(header.l1_table_offset, header.l1_size * layout.L1_ENTRY_SIZE)
     tables = TableCheck(image, references, stored, result)
-    tables.run(_inactive_l1(image, references, result))
-    _count_rest(image, references)
+    count_content(image, tables, image.l1)
+    complete = not result.check_errors
+    references.add_range(header.refcount_table_offset, header.refcount_table_clusters << header.cluster_bits)
+    sound = result.corruptions
+    if stored.problem:
+        result.error(f"ERROR {stored.problem}")
     _check_refcount_blocks(image, references, stored, result)
+    structures_broken = result.corruptions > sound or bool(stored.unreadable)
+    before = result.corruptions, result.check_errors
     highest = _compare(references, stored, result)
-    for number, lines in tables.late:
-        result.corruptions += number
-        for line in lines:
-            result.note(line)
+    counts_low = (result.corruptions, result.check_errors) != before
+    wrong_flags = sum(number for number, _ in tables.late)
+    flag_lines = [line for _, lines in tables.late for line in lines]
+    result.corruptions += wrong_flags
+    for line in flag_lines:
+        result.note(line)
     result.image_end = (highest + 1) << header.cluster_bits
-    return result
+    return Examination(result, references, stored, complete, structures_broken, counts_low, wrong_flags, flag_lines)
 
 
-def _inactive_l1(image: Qcow2Image, references: References, result: CheckResult) -> Iterator[Column]:
+def count_content(image: Qcow2Image, tables: TableCheck, active: Column) -> None:
+    """Check and count everything but the active L1 table itself and the refcount structures.
+
+    :param active: the active L1 table.
+    """
+    header, references, result = image.header, tables.references, tables.result
+    references.add_range(0, header.cluster_size)
+    try:
+        snapshots = image.snapshots
+    except InvalidImage as error:
+        result.check_errors += 1
+        result.note(f"ERROR failed to read the snapshot table: {error}")
+        snapshots = []
+    tables.run(active, inactive_l1(image, snapshots, references, result))
+    if snapshots:
+        references.add_range(header.snapshots_offset, snapshot_table_size(image))
+    if header.crypto is not None:
+        references.add_range(header.crypto.offset, header.crypto.length)
+    if header.bitmaps is not None:
+        references.add_range(header.bitmaps.offset, header.bitmaps.size)
+        _count_bitmaps(image, references)
+
+
+def inactive_l1(
+    image: Qcow2Image, snapshots: Sequence[SnapshotEntry], references: References, result: CheckResult
+) -> Iterator[Column]:
     """The L1 tables of all snapshots, each counted where it stands."""
-    if image.snapshots and image.header.has_data_file:
+    if snapshots and image.header.has_data_file:
         result.error(
-            f"ERROR {len(image.snapshots)} snapshots in image with data file: "
+            f"ERROR {len(snapshots)} snapshots in image with data file: "
             "Snapshots are not supported with an external data file"
         )
     left = image.file.size
-    for snapshot in image.snapshots:
+    for snapshot in snapshots:
         offset, size = snapshot.l1_table_offset, snapshot.l1_size
         length = size * layout.L1_ENTRY_SIZE
         name = f"ERROR snapshot {snapshot.public.id} ({snapshot.public.name})"
@@ -74,26 +137,18 @@ def _inactive_l1(image: Qcow2Image, references: References, result: CheckResult)
             yield image.reader.table(layout.L1_DTYPE, offset, inside, "snapshot L1 table", limit=size)
 
 
-def _count_rest(image: Qcow2Image, references: References) -> None:
-    """Count what is neither L1 nor L2 table, data or refcount block."""
-    header = image.header
-    references.add_range(header.snapshots_offset, snapshot_table_size(image))
-    if header.crypto is not None:
-        references.add_range(header.crypto.offset, header.crypto.length)
-    if header.bitmaps is not None:
-        references.add_range(header.bitmaps.offset, header.bitmaps.size)
-        for bitmap in image.bitmaps:
-            references.add_range(bitmap.table_offset, bitmap.table_size * layout.BITMAP_TABLE_ENTRY_SIZE)
-            table = image.reader.table(
-                layout.BITMAP_TABLE_DTYPE,
-                bitmap.table_offset,
-                bitmap.table_size,
-                "bitmap table",
-                limit=layout.MAX_BITMAP_TABLE_ENTRIES,
-            )
-            _count_bitmap(references, table)
-    table_size = header.refcount_table_clusters << header.cluster_bits
-    references.add_range(header.refcount_table_offset, table_size)
+def _count_bitmaps(image: Qcow2Image, references: References) -> None:
+    """Count the tables and the data of all bitmaps."""
+    for bitmap in image.bitmaps:
+        references.add_range(bitmap.table_offset, bitmap.table_size * layout.BITMAP_TABLE_ENTRY_SIZE)
+        table = image.reader.table(
+            layout.BITMAP_TABLE_DTYPE,
+            bitmap.table_offset,
+            bitmap.table_size,
+            "bitmap table",
+            limit=layout.MAX_BITMAP_TABLE_ENTRIES,
+        )
+        _count_bitmap(references, table)
 
 
 def _count_bitmap(references: References, table: Column) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskwright.errors import UnsupportedFeature
+from diskwright.errors import InvalidImage, UnsupportedFeature
 from diskwright.node import SECTOR
 from diskwright.sizes import MAX_INT64
 
@@ -157,6 +157,7 @@ class StoredRefcounts:
 
     :ivar counts: one for each cluster, and one more.
     :ivar table: the refcount table as stored.
+    :ivar problem: why the table cannot be read, empty if it can.
     :ivar unreadable: ranges of clusters whose refcounts cannot be read.
     """
 
@@ -164,9 +165,18 @@ class StoredRefcounts:
         header = image.header
         self.entries = header.refcount_block_entries
         count = (header.refcount_table_clusters << header.cluster_bits) // layout.REFCOUNT_TABLE_ENTRY_SIZE
-        self.table: Column = image.reader.table(
-            layout.REFCOUNT_TABLE_DTYPE, header.refcount_table_offset, count, "refcount table", limit=MAX_TABLE_ENTRIES
-        )
+        self.problem = ""
+        try:
+            self.table: Column = image.reader.table(
+                layout.REFCOUNT_TABLE_DTYPE,
+                header.refcount_table_offset,
+                count,
+                "refcount table",
+                limit=MAX_TABLE_ENTRIES,
+            )
+        except InvalidImage as error:
+            self.table = np.zeros(0, np.uint64)
+            self.problem = str(error)
         width = unpack_refcounts(bytes(8), header.refcount_order).dtype
         self.counts: Column = np.zeros(clusters + 1, width)
         self.unreadable: list[tuple[int, int]] = []
@@ -177,7 +187,7 @@ class StoredRefcounts:
             start = index * self.entries
             span = (start, min(len(self.counts), start + self.entries))
             if offset & (header.cluster_size - 1) or offset > MAX_INT64 - header.cluster_size:
-                self.unreadable.append(span)
+                self.unreadable.append((start, start + self.entries))
             elif offset and offset < image.file.size:
                 block = unpack_refcounts(image.file.read_at(offset, header.cluster_size), header.refcount_order)
                 self.counts[start : start + self.entries] = block[: len(self.counts) - start]

@@ -66,6 +66,7 @@ class _Batch:
 
     :ivar weights: for each entry, how often its table is used.
     :ivar active: the same by the active L1 table.
+    :ivar copied: the same again, but 0 where the copied flags cannot be checked as the table's refcount is unknown.
     :ivar per_table: entries of a table.
     """
 
@@ -73,6 +74,7 @@ class _Batch:
     bitmaps: Column
     weights: Column
     active: Column
+    copied: Column
     per_table: int
 
 
@@ -90,9 +92,8 @@ class TableCheck:
         self.result = result
         self.late: list[tuple[int, list[str]]] = []
 
-    def run(self, inactive: Iterable[Column]) -> None:
+    def run(self, active: Column, inactive: Iterable[Column]) -> None:
         """Check the active L1 table and inactive ones, with all that they lead to."""
-        active = self.image.l1
         self._check_l1(active)
         parts = [L1Use.of(active, active=True)]
         for l1 in inactive:
@@ -152,6 +153,8 @@ class TableCheck:
                 node.read_into(offset, view[place * size : (place + 1) * size])
             table = np.frombuffer(data, layout.L2_DTYPE).astype(np.uint64)
             per_table = self.header.l2_entries
+            active = use.active[chosen]
+            _, known = self.stored.of(use.offsets[chosen] >> self.header.cluster_bits)
             if self.header.extended_l2:
                 entries, bitmaps = table[0::2], table[1::2]
             else:
@@ -160,7 +163,8 @@ class TableCheck:
                 entries,
                 bitmaps,
                 np.repeat(use.uses[chosen], per_table),
-                np.repeat(use.active[chosen], per_table),
+                np.repeat(active, per_table),
+                np.repeat(active * known, per_table),
                 per_table,
             )
 
@@ -259,7 +263,7 @@ class TableCheck:
         else:
             self.references.add_many(offsets, self.header.cluster_size, weights)
             counts, readable = self.stored.of(offsets >> self.header.cluster_bits)
-        active = batch.active[places]
+        active = batch.copied[places]
         bad = np.flatnonzero(((counts == 1) != ((entries & _COPIED) != 0)) & (active > 0) & readable)
         if len(bad):
             lines = [

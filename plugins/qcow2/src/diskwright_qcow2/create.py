@@ -15,8 +15,10 @@ from diskwright.node import Node, Truncatable, Writable
 
 from . import layout
 from .allocate import ClusterAllocator, Run
+from .encryption import NewEncryption
+from .extensions import CryptoPointer
 from .header import Header
-from .layout import Autoclear, Compatible, CompressionType, Incompatible
+from .layout import Autoclear, Compatible, CompressionType, CryptMethod, Incompatible
 from .options import DEFAULT_CLUSTER_SIZE
 from .order import Disk
 from .refcount import RefcountBlocks, pack_refcounts, unpack_refcounts
@@ -50,6 +52,7 @@ class Plan:
     data_file_raw: bool
     lazy_refcounts: bool
     refcount_bits: int
+    encryption: NewEncryption | None = None
 
     @classmethod
     def from_options(cls, options: CreateOptions) -> Plan:
@@ -69,6 +72,7 @@ class Plan:
             data_file_raw=options.get("data_file_raw", False),
             lazy_refcounts=options.get("lazy_refcounts", False),
             refcount_bits=options.get("refcount_bits", 1 << layout.DEFAULT_REFCOUNT_ORDER),
+            encryption=NewEncryption.from_options(options.values),
         )
         plan._check_clusters()
         plan._check_data_file()
@@ -138,6 +142,7 @@ class Plan:
             incompatible |= Incompatible.COMPRESSION_TYPE
         if self.extended_l2:
             incompatible |= Incompatible.EXTENDED_L2
+        luks_size = self.encryption.header_size if self.encryption else 0
         header = Header(
             version=self.version,
             cluster_bits=self.cluster_size.bit_length() - 1,
@@ -146,6 +151,7 @@ class Plan:
             l1_table_offset=0,
             refcount_table_offset=self.cluster_size,
             refcount_table_clusters=1,
+            crypt_method=self.encryption.method if self.encryption else CryptMethod.NONE,
             incompatible_features=incompatible,
             compatible_features=Compatible.LAZY_REFCOUNTS if self.lazy_refcounts else Compatible(0),
             autoclear_features=Autoclear.RAW_DATA_FILE if self.data_file_raw else Autoclear(0),
@@ -154,6 +160,7 @@ class Plan:
             backing_file=self.backing_file,
             backing_format=self.backing_format,
             data_file=self.data_file,
+            crypto=CryptoPointer(0, luks_size) if luks_size else None,
         )
         if header.l1_entries_needed * layout.L1_ENTRY_SIZE > layout.MAX_L1_BYTES:
             raise InvalidOption(TOO_LARGE)
@@ -165,18 +172,22 @@ def create(target: Node, options: CreateOptions) -> None:
     plan = Plan.from_options(options)
     header = plan.header(options.size)
     header.build()  # names that do not fit are refused before anything is written
+    luks = plan.encryption.build(options.secret) if plan.encryption else b""
     data_file = None
     if plan.data_file is not None:
         reserved = plan.preallocation if plan.preallocation in ("falloc", "full") else "off"
         data_file = options.create_child(plan.data_file, options.size, reserved)
-    _lay_out(target, header)
+    _lay_out(target, header, luks)
     if plan.preallocation != "off" and options.size:
         _preallocate(target, options, plan, data_file)
     target.flush()
 
 
-def _lay_out(target: Node, header: Header) -> None:
-    """Write refcount structures, L1 table and header, the header last: without it there is no image yet."""
+def _lay_out(target: Node, header: Header, luks: bytes) -> None:
+    """Write refcount structures, L1 table and header, the header last: without it there is no image yet.
+
+    :param luks: the start of the LUKS header, if there is to be one.
+    """
     disk = Disk(target)
     size = header.cluster_size
     disk.write(size, (2 * size).to_bytes(8, "big").ljust(size, b"\0"))
@@ -188,6 +199,12 @@ def _lay_out(target: Node, header: Header) -> None:
     if header.l1_size:
         clusters = -(-header.l1_size * layout.L1_ENTRY_SIZE // size)
         header = replace(header, l1_table_offset=allocator.take_contiguous(clusters).first * size)
+    end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
+    if header.crypto is not None:
+        run = allocator.take_contiguous(-(-header.crypto.length // size))
+        header = replace(header, crypto=replace(header.crypto, offset=run.first * size))
+        disk.write(run.first * size, luks)
+        end = run.end * size
     if (moved := allocator.moved_table) is not None:
         for run in (Run(1, 1), *allocator.outgrown):
             blocks.subtract(np.arange(run.first, run.end))
@@ -197,15 +214,14 @@ def _lay_out(target: Node, header: Header) -> None:
         )
     blocks.write_blocks()
     blocks.write_table()
-    end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
     if end > target.size:
-        _extend(target, -(-end // layout.COMPRESSED_SECTOR) * layout.COMPRESSED_SECTOR, "off")
+        extend(target, -(-end // layout.COMPRESSED_SECTOR) * layout.COMPRESSED_SECTOR, "off")
     disk.barrier()
     disk.write(0, header.build())
 
 
-def _extend(target: Node, size: int, preallocation: str) -> None:
-    """Let the file grow by zeros."""
+def extend(target: Node, size: int, preallocation: str) -> None:
+    """Let the file grow by zeros to ``size`` bytes."""
     if isinstance(target, Truncatable):
         target.truncate(size, preallocation)
     elif isinstance(target, Writable):
@@ -221,13 +237,15 @@ def _preallocate(target: Node, options: CreateOptions, plan: Plan, data_file: No
     def open_child(name: str, role: str) -> Node:
         return target if data_file is None else data_file
 
-    image = Qcow2Image(target, OpenOptions(options.filename, True, False, {}, open_child))
+    # Nothing is written to the clusters: an encrypted image need not be unlocked for that.
+    image = Qcow2Image(target, OpenOptions(options.filename, True, plan.encryption is not None, {}, open_child))
+    image.data_node = target if data_file is None else data_file
     mode = plan.preallocation if plan.preallocation in ("falloc", "full") else "off"
     coverage = image.header.l1_coverage
     for start in range(0, image.size, coverage):
         end = image.writer.reserve(start, min(image.size, start + coverage))
         if data_file is None and end > target.size:
-            _extend(target, end, mode)
+            extend(target, end, mode)
     image.flush()
 
 

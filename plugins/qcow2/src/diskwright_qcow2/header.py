@@ -125,9 +125,10 @@ class Header:
         return bool(self.autoclear_features & Autoclear.RAW_DATA_FILE)
 
     @classmethod
-    def read(cls, reader: BoundedReader) -> Header:
+    def read(cls, reader: BoundedReader, *, repairing: bool = False) -> Header:
         """Read and check the header of the image that starts at offset 0.
 
+        :param repairing: put up with pointers to a refcount table or a snapshot table that cannot be.
         :raises InvalidImage: a field is out of range, contradicts another or points nowhere.
         :raises UnsupportedFeature: the image needs a version or feature that is not known here.
         """
@@ -157,11 +158,13 @@ class Header:
             unknown_fields=fields["unknown_fields"],
             unknown_extensions=extensions.unknown,
         )
-        header.validate_tables()
+        if not repairing:
+            header.validate_tables()
+        header.validate_l1()
         return header
 
     def validate_tables(self) -> None:
-        """Check size and place of the tables that the header points to.
+        """Check size and place of the refcount table and the snapshot table.
 
         :raises InvalidImage: naming the table.
         """
@@ -178,6 +181,12 @@ class Header:
         self._validate_table(
             "Snapshot table", self.snapshots_offset, self.nb_snapshots * smallest, layout.MAX_SNAPSHOTS * smallest
         )
+
+    def validate_l1(self) -> None:
+        """Check size and place of the active L1 table, and the data file's flags.
+
+        :raises InvalidImage: naming what is wrong.
+        """
         l1_bytes = self.l1_size * layout.L1_ENTRY_SIZE
         self._validate_table("Active L1 table", self.l1_table_offset, l1_bytes, layout.MAX_L1_BYTES)
         if self.l1_entries_needed > _MAX_L1_INDEX:

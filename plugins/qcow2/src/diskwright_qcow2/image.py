@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diskwright.bounded import BoundedReader
-from diskwright.errors import InvalidImage, UnsupportedFeature
+from diskwright.errors import InvalidImage, UnsupportedOperation
 from diskwright.hookspecs import Description, OpenOptions, Snapshot
 from diskwright.node import Buffer, Node, Placement, WritableImage, read_through
 
+from . import encryption
 from .header import Header
 from .layout import Compatible, CryptMethod, Incompatible
+from .snapshots import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from diskwright.extent import Extent, ExtentTable
+    from diskwright_luks.header import Header as LuksHeader
 
+    from .bitmap_record import BitmapRecorder
     from .bitmaps import BitmapEntry
+    from .crypt import Encryption
     from .l2 import L2Tables, Table
     from .snapshots import SnapshotEntry
     from .writer import ImageWriter
-
-_ENCRYPTION_NAMES = {CryptMethod.AES: "aes", CryptMethod.LUKS: "luks"}
 
 
 class Qcow2Image(WritableImage):
@@ -33,7 +38,10 @@ class Qcow2Image(WritableImage):
     :ivar header: the header as it is in the file, or will be after the next flush.
     :ivar reader: for metadata in :attr:`file`.
     :ivar data_node: the node that guest clusters stand in: :attr:`file`, or the external data file.
+    :ivar crypt: the cipher of an encrypted image, ``None`` if it was opened to be described only.
     """
+
+    crypt: Encryption | None = None
 
     def __init__(self, source: Node, options: OpenOptions) -> None:
         super().__init__()
@@ -41,31 +49,57 @@ class Qcow2Image(WritableImage):
         self.read_only = not options.writable
         self.file = source
         self.reader = BoundedReader(source, "qcow2")
-        self.header = header = Header.read(self.reader)
+        self.header = header = Header.read(self.reader, repairing=options.check)
         self.backing_file = header.backing_file
         self.backing_format = header.backing_format
         self.cluster_size = header.cluster_size
         self.encrypted = header.crypt_method != CryptMethod.NONE
         self.data_node = source
+        encryption.require_format(header, options.values)
+        luks = self.luks
         if options.describe_only:
             return
-        if self.encrypted:
-            name = _ENCRYPTION_NAMES[header.crypt_method]
-            raise UnsupportedFeature(f"qcow2: encrypted images (encryption format '{name}') are not supported")
-        if options.writable:
-            self._require_clean()
-        _ = self.l2, self.snapshots  # what they cannot read is an error of opening
+        if options.writable and not options.check and header.incompatible_features & Incompatible.CORRUPT:
+            raise InvalidImage("qcow2: Image is corrupt; cannot be opened read/write", filename=self.file.filename)
+        _ = self.l2  # what cannot be read is an error of opening
+        if not options.check:
+            require_table(self.reader, header)
         if header.has_data_file:
             if not header.data_file:
                 raise InvalidImage("'data-file' is required for this image", filename=source.filename)
             self.data_node = options.open_child(header.data_file, "data-file")
+        if self.encrypted:
+            encryption.require_package()
+            from .crypt import open_encryption
 
-    def _require_clean(self) -> None:
-        features = self.header.incompatible_features
-        if features & Incompatible.CORRUPT:
-            raise InvalidImage("qcow2: Image is corrupt; cannot be opened read/write", filename=self.file.filename)
-        if features & Incompatible.DIRTY:
-            raise UnsupportedFeature("qcow2: Image was not closed cleanly; it cannot be written before it is repaired")
+            self.crypt = open_encryption(self, luks, options.values, options.secret)
+
+    def make_clean(self) -> None:
+        """Repair an image that was not closed cleanly; to be called before it is changed for the first time.
+
+        :raises InvalidImage: it cannot be repaired.
+        """
+        if self.header.incompatible_features & Incompatible.DIRTY:
+            from .repair import repair
+
+            repair(self, "all")
+            if self.header.incompatible_features & Incompatible.DIRTY:
+                raise InvalidImage("qcow2: Could not repair dirty image", filename=self.file.filename)
+
+    @cached_property
+    def luks(self) -> LuksHeader | None:
+        """The LUKS header, see :func:`.encryption.read_luks_header`."""
+        return encryption.read_luks_header(self.reader, self.header)
+
+    @property
+    def cipher(self) -> Encryption | None:
+        """What guest clusters are encrypted with; ``None`` if they are not.
+
+        :raises UnsupportedOperation: they are, but the image was not unlocked.
+        """
+        if self.encrypted and self.crypt is None:
+            raise UnsupportedOperation(f"'{self.filename}' was opened without its key, to be described only")
+        return self.crypt
 
     @property
     def size(self) -> int:
@@ -114,6 +148,10 @@ class Qcow2Image(WritableImage):
         """The map of a guest range, see the ``block_status`` hook."""
         from .mapping import map_range
 
+        if self.encrypted:
+            from .crypt import hide_places
+
+            return hide_places(map_range(self, offset, length))
         return map_range(self, offset, length)
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
@@ -125,7 +163,12 @@ class Qcow2Image(WritableImage):
             read_through(self, offset, view)
 
     def read_encoded(self, offset: int, buffer: memoryview) -> None:
-        """Read guest bytes from compressed clusters; threads may call this in parallel."""
+        """Read guest bytes from compressed or encrypted clusters; threads may call this in parallel."""
+        if (cipher := self.cipher) is not None:
+            from .crypt import read_encoded
+
+            read_encoded(self, cipher, offset, buffer)
+            return
         from .reading import read_compressed
 
         read_compressed(self, offset, buffer)
@@ -159,7 +202,7 @@ class Qcow2Image(WritableImage):
         if header.has_data_file and header.data_file:
             facts["data-file"] = header.data_file
         if self.encrypted:
-            facts["encrypt"] = {"format": _ENCRYPTION_NAMES[header.crypt_method]}
+            facts["encrypt"] = encryption.describe(self)
         if header.has_data_file:
             facts["data-file-raw"] = header.raw_data_file
         if v3:
@@ -172,45 +215,82 @@ class Qcow2Image(WritableImage):
         """What changes the image; using it marks the image as in use where the format asks for that."""
         from .writer import ImageWriter
 
+        self.make_clean()
         return ImageWriter(self)
+
+    def restart(self, **fields: Any) -> None:
+        """Forget all tables in memory: other ones count from now on.
+
+        :param fields: header fields that have changed with them.
+        """
+        self.header = dataclasses.replace(self.header, **fields)
+        for name in ("l2", "snapshots", "writer"):
+            self.__dict__.pop(name, None)
+        if "recorder" in self.__dict__ and self.recorder.marks:
+            self.recorder.note_size()
+        else:
+            for name in ("bitmaps", "recorder"):
+                self.__dict__.pop(name, None)
+
+    @contextmanager
+    def recording(self, offset: int, length: int) -> Iterator[None]:
+        """Hold the lock while a guest range changes, and let the enabled bitmaps know of it."""
+        with self.lock:
+            _ = self.writer  # the image is sound from here on
+            self.recorder.begin()
+            yield
+            self.recorder.add(offset, length)
+
+    @cached_property
+    def recorder(self) -> BitmapRecorder:
+        """What keeps the enabled bitmaps current."""
+        from .bitmap_record import BitmapRecorder
+
+        return BitmapRecorder(self)
 
     def allocate(self, offset: int, length: int) -> Sequence[Placement]:
         """Find host clusters for a guest range; new ones unless the image owns the present ones alone."""
-        return self.writer.allocate(offset, length)
+        writer = self.writer
+        self.recorder.begin()
+        placements = writer.allocate(offset, length)
+        return placements if self.cipher is None else self.cipher.cover(placements)
 
     def link(self, placements: Sequence[Placement]) -> None:
         """Let the L2 tables refer to what has been written."""
-        self.writer.link(placements)
+        self.writer.link(placements if self.cipher is None else self.cipher.uncover(placements))
+        for placement in placements:
+            self.recorder.add(placement.offset, placement.length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make a guest range read as zeros, by L2 entries where that is possible."""
         from .zeroing import write_zeroes
 
-        with self.lock:
+        with self.recording(offset, length):
             write_zeroes(self, self.writer, offset, length, unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """Give up the whole clusters of a guest range; they read as zeros then, or stay as they are."""
         from .zeroing import discard
 
-        with self.lock:
+        with self.recording(offset, length):
             discard(self, self.writer, offset, length)
 
     def compress(self, data: memoryview) -> bytes | None:
         """One cluster compressed as this image does it; ``None`` if that does not make it smaller."""
+        encryption.refuse_compression(self)
         from .codec import compress
 
         return compress(self.header.compression_type, data, self.header.cluster_size)
 
     def write_compressed(self, offset: int, blob: bytes) -> None:
         """Store the compressed cluster at guest ``offset``, a multiple of the cluster size."""
-        with self.lock:
+        with self.recording(offset, min(self.header.cluster_size, self.size - offset)):
             self.writer.write_compressed(offset, blob)
 
     def new_reads_zero(self) -> bool:
         """Whether all reads as zeros after creation: with preallocation, if the file that it took space in does."""
         preallocated = bool(self.header.has_data_file or self.l1.any())
-        return self.data_node.new_reads_zero() if preallocated else True
+        return self.data_node.new_reads_zero() and not self.encrypted if preallocated else True
 
     def flush(self) -> None:
         """Write back all metadata, in an order that keeps the image sound at every instant."""
@@ -221,11 +301,21 @@ class Qcow2Image(WritableImage):
             for node in self.children().values():
                 node.flush()
 
+    def save(self) -> None:
+        """Write back everything, the bitmaps that were kept current included; they are marked as complete then."""
+        self.flush()
+        if "recorder" in self.__dict__ and self.recorder.marks:
+            from .bitmap_ops import store_recorded
+
+            with self.lock:
+                store_recorded(self)
+
     def release(self) -> None:
         """Write back what is left, and close the files of the image."""
         try:
-            if "writer" in self.__dict__ and not self.writer.failed:
-                self.flush()
+            failed = "writer" in self.__dict__ and self.writer.failed
+            if not failed and ("writer" in self.__dict__ or "recorder" in self.__dict__):
+                self.save()
         finally:
             for node in self.children().values():
                 node.close()

@@ -5,6 +5,7 @@ Sequences of integers (L1, L2, refcount and bitmap tables) are read as numpy arr
 
 from __future__ import annotations
 
+import struct
 from enum import IntEnum, IntFlag
 
 from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
@@ -234,6 +235,10 @@ SNAPSHOT_EXTRA = Struct(
     "disk_size" / Int64ub * "bytes",
     "icount" / Int64ub * "instructions executed, all ones if not known",
 )
+SNAPSHOT_FIELDS = struct.Struct(">QIHHIIQII")
+"""The same as :data:`SNAPSHOT_HEADER`, for tables of tens of thousands of entries."""
+SNAPSHOT_EXTRA_FIELDS = struct.Struct(">QQQ")
+"""The same as :data:`SNAPSHOT_EXTRA`."""
 SNAPSHOT_EXTRA_MIN_V3 = 16
 """Version 3 requires the size of the VM state and of the disk, bytes."""
 SNAPSHOT_ALIGNMENT = 8

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from diskwright.options import Option, OptionType
 
 DEFAULT_CLUSTER_SIZE = 65536
 """Bytes."""
 
 CREATION_OPTIONS = (
+    Option(
+        "encryption",
+        OptionType.BOOL,
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    Option("encrypt.format", OptionType.STRING, "Encrypt the image, format choices: 'aes', 'luks'"),
+    Option("encrypt.key-secret", OptionType.STRING, "ID of secret providing qcow AES key or LUKS passphrase"),
+    Option("encrypt.cipher-alg", OptionType.STRING, "Name of encryption cipher algorithm"),
+    Option("encrypt.cipher-mode", OptionType.STRING, "Name of encryption cipher mode"),
+    Option("encrypt.ivgen-alg", OptionType.STRING, "Name of IV generator algorithm"),
+    Option("encrypt.ivgen-hash-alg", OptionType.STRING, "Name of IV generator hash algorithm"),
+    Option("encrypt.hash-alg", OptionType.STRING, "Name of encryption hash algorithm"),
+    Option("encrypt.iter-time", OptionType.NUMBER, "Time to spend in PBKDF in milliseconds"),
     Option("cluster_size", OptionType.SIZE, "qcow2 cluster size", DEFAULT_CLUSTER_SIZE),
     Option("extended_l2", OptionType.BOOL, "Extended L2 tables", False),
     Option("preallocation", OptionType.STRING, "Preallocation mode (allowed values: off, metadata, falloc, full)"),
@@ -22,3 +37,28 @@ CREATION_OPTIONS = (
     Option("refcount_bits", OptionType.NUMBER, "Width of a reference count entry in bits", 16),
 )
 """In the order in which QEMU shows them."""
+
+_AMENDABLE = ("size", "compat", "backing_file", "backing_fmt", "data_file", "data_file_raw", "lazy_refcounts")
+
+AMEND_OPTIONS = (
+    *(
+        replace(option, default=None)
+        for name in (*_AMENDABLE, "refcount_bits")
+        for option in CREATION_OPTIONS
+        if option.name == name
+    ),
+    Option("encrypt.state", OptionType.STRING, "Select new state of affected keyslots (active/inactive)"),
+    Option(
+        "encrypt.new-secret", OptionType.STRING, "New secret to set in the matching keyslots. Empty string to erase"
+    ),
+    Option("encrypt.old-secret", OptionType.STRING, "Select all keyslots that match this password"),
+    Option("encrypt.keyslot", OptionType.NUMBER, "Select a single keyslot to modify explicitly"),
+    Option("encrypt.iter-time", OptionType.NUMBER, "Time to spend in PBKDF in milliseconds"),
+)
+"""The options that can be changed later, in the order in which QEMU shows them."""
+
+RUNTIME_OPTIONS = (
+    Option("encrypt.format", OptionType.STRING, "How the image is encrypted; it has to be what the image says"),
+    Option("encrypt.key-secret", OptionType.STRING, "ID of secret providing qcow AES key or LUKS passphrase"),
+    Option("encrypt.max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
+)

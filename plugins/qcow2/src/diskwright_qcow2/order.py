@@ -88,6 +88,10 @@ class WriteOrder:
         self._l2_spans[index] = _widened(self._l2_spans.get(index), span)
         self.l2.mark_dirty(index, table)
 
+    def l2_dropped(self, index: int) -> None:
+        """The L2 table of L1 entry ``index`` is not part of the image any more."""
+        self._l2_spans.pop(index, None)
+
     def release(self, clusters: Column) -> None:
         """Drop a reference to each of the clusters, as soon as it is safe."""
         if len(clusters):

@@ -23,8 +23,9 @@ _NAMES = (
     "inactive L1 table",
     "active L2 table",
     "refcount block",
+    "encryption header",
 )
-_HEADER, _L1, _TABLE, _SNAPSHOTS, _BITMAPS, _INACTIVE_L1, _L2, _BLOCK = range(len(_NAMES))
+_HEADER, _L1, _TABLE, _SNAPSHOTS, _BITMAPS, _INACTIVE_L1, _L2, _BLOCK, _CRYPTO = range(len(_NAMES))
 
 
 class MetadataMap:
@@ -97,6 +98,8 @@ def _ranges(image: Qcow2Image, refcount_table: Column) -> tuple[Column, Column, 
         fixed.append((header.snapshots_offset, snapshot_table_size(image), _SNAPSHOTS))
     if header.bitmaps:
         fixed.append((header.bitmaps.offset, header.bitmaps.size, _BITMAPS))
+    if header.crypto:
+        fixed.append((header.crypto.offset, header.crypto.length, _CRYPTO))
     fixed += [(s.l1_table_offset, s.l1_size * layout.L1_ENTRY_SIZE, _INACTIVE_L1) for s in image.snapshots]
     # Sizes are within their limits or 32 bits wide, offsets 64: those that no file can have are cut.
     rows = [

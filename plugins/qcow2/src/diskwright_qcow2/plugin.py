@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from diskwright.hookspecs import CheckResult, CreateOptions, Description, OpenOptions, ProbeHit, Snapshot, hookimpl
+from diskwright.hookspecs import (
+    Bitmap,
+    CheckResult,
+    CreateOptions,
+    Description,
+    Measurement,
+    OpenOptions,
+    ProbeHit,
+    Snapshot,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from diskwright.extent import Extent, ExtentTable
@@ -35,6 +45,12 @@ class Qcow2Driver:
         return Qcow2Image(source, options)
 
     @hookimpl
+    def runtime_options(self) -> Sequence[Option]:
+        from .options import RUNTIME_OPTIONS
+
+        return RUNTIME_OPTIONS
+
+    @hookimpl
     def creation_options(self) -> Sequence[Option]:
         from .options import CREATION_OPTIONS
 
@@ -60,7 +76,120 @@ class Qcow2Driver:
         return image.snapshot_list()
 
     @hookimpl
-    def check(self, image: Qcow2Image) -> CheckResult:
-        from .check import check
+    def snapshot_create(self, image: Qcow2Image, name: str) -> bool:
+        from .snapshot_ops import create_snapshot
 
-        return check(image)
+        create_snapshot(image, name)
+        return True
+
+    @hookimpl
+    def snapshot_apply(self, image: Qcow2Image, snapshot: Snapshot) -> bool:
+        from .snapshot_ops import apply_snapshot
+
+        apply_snapshot(image, snapshot)
+        return True
+
+    @hookimpl
+    def snapshot_delete(self, image: Qcow2Image, snapshot: Snapshot) -> bool:
+        from .snapshot_ops import delete_snapshot
+
+        delete_snapshot(image, snapshot)
+        return True
+
+    @hookimpl
+    def snapshot_view(self, image: Qcow2Image, snapshot: Snapshot) -> Image:
+        from .snapshot_ops import view_snapshot
+
+        return view_snapshot(image, snapshot)
+
+    @hookimpl
+    def amend_options(self) -> Sequence[Option]:
+        from .options import AMEND_OPTIONS
+
+        return AMEND_OPTIONS
+
+    @hookimpl
+    def amend(self, image: Qcow2Image, values: Mapping[str, Any], force: bool) -> bool:
+        from .amend import amend
+
+        amend(image, values, force)
+        return True
+
+    @hookimpl
+    def resize(self, image: Qcow2Image, size: int, preallocation: str) -> bool:
+        from .resize import resize
+
+        resize(image, size, preallocation)
+        return True
+
+    @hookimpl
+    def set_backing(self, image: Qcow2Image, backing_file: str | None, backing_format: str | None) -> bool:
+        from .backing import set_backing
+
+        set_backing(image, backing_file, backing_format)
+        return True
+
+    @hookimpl
+    def make_empty(self, image: Qcow2Image) -> bool:
+        from .empty import make_empty
+
+        make_empty(image)
+        return True
+
+    @hookimpl
+    def measure(
+        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]], source: Image | None
+    ) -> Measurement:
+        from .measure import measure
+
+        return measure(size, values, ranges, source)
+
+    @hookimpl
+    def bitmap_list(self, image: Qcow2Image) -> Sequence[Bitmap]:
+        from .bitmap_ops import list_bitmaps
+
+        return list_bitmaps(image)
+
+    @hookimpl
+    def bitmap_add(self, image: Qcow2Image, bitmap: Bitmap) -> bool:
+        from .bitmap_ops import add_bitmap
+
+        add_bitmap(image, bitmap)
+        return True
+
+    @hookimpl
+    def bitmap_remove(self, image: Qcow2Image, name: str) -> bool:
+        from .bitmap_ops import remove_bitmap
+
+        remove_bitmap(image, name)
+        return True
+
+    @hookimpl
+    def bitmap_enable(self, image: Qcow2Image, name: str, enabled: bool) -> bool:
+        from .bitmap_ops import enable_bitmap
+
+        enable_bitmap(image, name, enabled)
+        return True
+
+    @hookimpl
+    def bitmap_ranges(self, image: Qcow2Image, name: str) -> Iterable[tuple[int, int]]:
+        from .bitmap_ops import bitmap_ranges
+
+        return bitmap_ranges(image, name)
+
+    @hookimpl
+    def bitmap_fill(self, image: Qcow2Image, name: str, ranges: Iterable[tuple[int, int]], clear: bool) -> bool:
+        from .bitmap_ops import fill_bitmap
+
+        fill_bitmap(image, name, ranges, clear)
+        return True
+
+    @hookimpl
+    def check(self, image: Qcow2Image, repair: str | None) -> CheckResult:
+        if repair is None:
+            from .check import check
+
+            return check(image)
+        from .repair import repair as repair_image
+
+        return repair_image(image, repair)

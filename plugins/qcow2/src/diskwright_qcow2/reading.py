@@ -37,9 +37,12 @@ def read_simply(image: Qcow2Image, offset: int, view: memoryview) -> bool:
         else:
             pieces.append((position, stop, host))
         position = stop
+    cipher = image.cipher
     for start, stop, host in pieces:
         part = view[start - offset : stop - offset]
-        if host:
+        if host and cipher is not None:
+            cipher.read(start, host, part)
+        elif host:
             image.data_node.read_into(host, part)
         else:
             part[:] = bytes(len(part))

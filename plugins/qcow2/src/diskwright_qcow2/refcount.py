@@ -116,6 +116,21 @@ class RefcountBlocks:
         self._keep(index, unpack_refcounts(bytes(1 << self.cluster_bits), self.order))
         self._dirty.add(index)
 
+    def remove(self, index: int) -> None:
+        """Leave out a block that counts nothing but itself."""
+        self.table[index] = 0
+        self.table_dirty = True
+        self._cache.pop(index, None)
+        self._dirty.discard(index)
+
+    def lower(self, index: int, counts: Column) -> None:
+        """Set counts of a block, from its first on, where they are higher now."""
+        block = self.block(index)
+        if block is not None:
+            part = block[: len(counts)]
+            np.minimum(part, counts, out=part, casting="unsafe")
+            self._dirty.add(index)
+
     def _keep(self, index: int, counts: Column) -> None:
         self._cache[index] = counts
         while len(self._cache) > self._capacity:

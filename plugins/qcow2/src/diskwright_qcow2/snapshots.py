@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diskwright.hookspecs import Snapshot
 
 from . import layout
+from .layout import SNAPSHOT_EXTRA_FIELDS, SNAPSHOT_FIELDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from diskwright.bounded import BoundedReader
 
     from .header import Header
 
+_FIRST_READ = 1 << 16
+"""Bytes of the table read at first; each further read takes twice as many."""
 
-_FIXED_SIZE = layout.SNAPSHOT_HEADER.sizeof()
-_EXTRA_SIZE = layout.SNAPSHOT_EXTRA.sizeof()
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SnapshotEntry:
     """One entry of the snapshot table.
 
@@ -39,62 +40,121 @@ class SnapshotEntry:
     public: Snapshot
 
 
+def require_table(reader: BoundedReader, header: Header) -> None:
+    """What can be said of the snapshot table without reading it.
+
+    :raises InvalidImage: even its shortest form is not in the file.
+    """
+    if header.nb_snapshots:
+        reader.require(header.snapshots_offset, header.nb_snapshots * SNAPSHOT_FIELDS.size, "snapshot table")
+
+
 def read_snapshots(reader: BoundedReader, header: Header) -> list[SnapshotEntry]:
     """All entries of the snapshot table, in order.
 
     :raises InvalidImage: the table is longer than allowed or runs out of the file.
     """
+    table = _Window(reader, header.snapshots_offset)
     entries: list[SnapshotEntry] = []
-    position = header.snapshots_offset
+    position = 0
     for number in range(header.nb_snapshots):
-        entry, position = _read_entry(reader, header, number, position)
-        if position - header.snapshots_offset > layout.MAX_SNAPSHOT_TABLE_BYTES:
+        entry, position = _read_entry(table, header.disk_size, number, position)
+        if position > layout.MAX_SNAPSHOT_TABLE_BYTES:
             raise reader.error("Snapshot table is too big", header.snapshots_offset)
         entries.append(entry)
     return entries
 
 
-def _read_entry(reader: BoundedReader, header: Header, number: int, offset: int) -> tuple[SnapshotEntry, int]:
-    """One entry and the offset of the next."""
-    what = f"snapshot table entry {number}"
-    fixed, _ = _parsers()
-    fields = fixed.parse(reader.bytes(offset, _FIXED_SIZE, what))
-    extra_size, id_size = fields.extra_data_size, fields.id_str_size
+class _Window:
+    """The file from some offset on, read as far as it is asked for."""
+
+    def __init__(self, reader: BoundedReader, start: int) -> None:
+        self.reader = reader
+        self.start = start
+        self.data = b""
+
+    def require(self, end: int, number: int) -> None:
+        """Have everything before ``end`` in memory; it belongs to entry ``number``."""
+        if end > len(self.data):
+            self.reader.require(self.start, end, f"snapshot table up to entry {number}")
+            wanted = max(end, 2 * len(self.data), _FIRST_READ)
+            length = min(wanted, self.reader.node.size - self.start)
+            self.data = self.reader.bytes(self.start, length, "snapshot table")
+
+
+def _read_entry(table: _Window, disk_size: int, number: int, start: int) -> tuple[SnapshotEntry, int]:
+    """One entry and the position of the next, both relative to the table."""
+    position = start + SNAPSHOT_FIELDS.size
+    table.require(position, number)
+    (
+        l1_table_offset,
+        l1_size,
+        id_size,
+        name_size,
+        date_sec,
+        date_nsec,
+        vm_clock_nsec,
+        vm_state_size,
+        extra_size,
+    ) = SNAPSHOT_FIELDS.unpack_from(table.data, start)
     if extra_size > layout.MAX_SNAPSHOT_EXTRA_BYTES:
-        raise reader.error(f"Too much extra metadata in snapshot table entry {number}", offset)
-    position = offset + _FIXED_SIZE
-    data = reader.bytes(position, extra_size + id_size + fields.name_size, what)
-    position += len(data)
-    extra = data[:extra_size]
-    vm_state_size, disk_size, icount = _extra_fields(extra, fields.vm_state_size, header.disk_size)
+        raise table.reader.error(f"Too much extra metadata in snapshot table entry {number}", table.start + start)
+    names = position + extra_size
+    end = names + id_size + name_size
+    table.require(end, number)
+    data = table.data
+    extra = data[position:names]
+    vm_state_size, disk_size, icount = _extra_fields(extra, vm_state_size, disk_size)
     public = Snapshot(
-        id=data[extra_size : extra_size + id_size].decode("utf-8", "surrogateescape"),
-        name=data[extra_size + id_size :].decode("utf-8", "surrogateescape"),
-        date_sec=fields.date_sec,
-        date_nsec=fields.date_nsec,
-        vm_clock_nsec=fields.vm_clock_nsec,
-        vm_state_size=vm_state_size,
-        icount=None if icount == layout.NO_ICOUNT else icount,
+        data[names : names + id_size].decode("utf-8", "surrogateescape"),
+        data[names + id_size : end].decode("utf-8", "surrogateescape"),
+        date_sec,
+        date_nsec,
+        vm_clock_nsec,
+        vm_state_size,
+        None if icount == layout.NO_ICOUNT else icount,
     )
-    entry = SnapshotEntry(fields.l1_table_offset, fields.l1_size, disk_size, extra, offset, public)
-    return entry, position + -position % layout.SNAPSHOT_ALIGNMENT
+    entry = SnapshotEntry(l1_table_offset, l1_size, disk_size, extra, table.start + start, public)
+    return entry, end + -end % layout.SNAPSHOT_ALIGNMENT
 
 
 def _extra_fields(extra: bytes, vm_state_size: int, disk_size: int) -> tuple[int, int, int]:
     """VM state size, disk size and instruction count: each from the extra data if that reaches so far."""
-    if len(extra) < _EXTRA_SIZE:
-        defaults: bytes = layout.SNAPSHOT_EXTRA.build(
-            {"vm_state_size": vm_state_size, "disk_size": disk_size, "icount": layout.NO_ICOUNT}
-        )
-        # A field that is there only in part does not count.
-        present = len(extra) // 8 * 8
-        extra = extra[:present] + defaults[present:]
-    _, parser = _parsers()
-    fields = parser.parse(extra[:_EXTRA_SIZE])
-    return fields.vm_state_size, fields.disk_size, fields.icount
+    if len(extra) >= SNAPSHOT_EXTRA_FIELDS.size:
+        return _three(extra)
+    defaults = SNAPSHOT_EXTRA_FIELDS.pack(vm_state_size, disk_size, layout.NO_ICOUNT)
+    # A field that is there only in part does not count.
+    present = len(extra) // 8 * 8
+    return _three(extra[:present] + defaults[present:])
 
 
-@cache
-def _parsers() -> tuple[Any, Any]:
-    """The declarations of an entry and of its extra data, compiled: a table may have tens of thousands of them."""
-    return layout.SNAPSHOT_HEADER.compile(), layout.SNAPSHOT_EXTRA.compile()
+def _three(extra: bytes) -> tuple[int, int, int]:
+    fields: tuple[int, int, int] = SNAPSHOT_EXTRA_FIELDS.unpack_from(extra)
+    return fields
+
+
+def build_snapshots(entries: Iterable[SnapshotEntry]) -> bytes:
+    """The snapshot table as stored; entries of older writers get all the extra data that is known here."""
+    return b"".join(map(_build_entry, entries))
+
+
+def _build_entry(entry: SnapshotEntry) -> bytes:
+    public = entry.public
+    icount = layout.NO_ICOUNT if public.icount is None else public.icount
+    extra = SNAPSHOT_EXTRA_FIELDS.pack(public.vm_state_size, entry.disk_size, icount)
+    extra += entry.extra[SNAPSHOT_EXTRA_FIELDS.size :]
+    id = public.id.encode("utf-8", "surrogateescape")
+    name = public.name.encode("utf-8", "surrogateescape")
+    fixed = SNAPSHOT_FIELDS.pack(
+        entry.l1_table_offset,
+        entry.l1_size,
+        len(id),
+        len(name),
+        public.date_sec,
+        public.date_nsec,
+        public.vm_clock_nsec,
+        public.vm_state_size if public.vm_state_size < 1 << 32 else 0,
+        len(extra),
+    )
+    data = fixed + extra + id + name
+    return data + bytes(-len(data) % layout.SNAPSHOT_ALIGNMENT)

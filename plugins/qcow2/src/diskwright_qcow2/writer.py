@@ -13,7 +13,8 @@ from diskwright.node import Placement
 
 from . import layout
 from .allocate import ClusterAllocator, Run
-from .layout import Autoclear, BitmapFlag, Incompatible
+from .encryption import refuse_compression
+from .layout import Autoclear, Incompatible
 from .order import Disk, WriteOrder
 from .overlap import MetadataMap
 from .placing import RangeWithinTable, head_length, tail_length, written_bitmaps
@@ -32,7 +33,6 @@ _ZERO = np.uint64(layout.OFLAG_ZERO)
 
 _INCOMPATIBLE_FIELD = 72
 _AUTOCLEAR_FIELD = 88
-_BITMAP_FLAGS_FIELD = 12
 
 
 class ImageWriter:
@@ -57,11 +57,6 @@ class ImageWriter:
     def _begin(self) -> None:
         """Say in the file that what this writer does not keep up to date cannot be relied on any more."""
         changed = False
-        for bitmap in self.image.bitmaps:
-            if not bitmap.flags & BitmapFlag.IN_USE:
-                flags = int(bitmap.flags | BitmapFlag.IN_USE)
-                self.disk.write(bitmap.offset + _BITMAP_FLAGS_FIELD, flags.to_bytes(4, "big"))
-                changed = True
         known = self.header.autoclear_features & Autoclear.SUPPORTED
         if not self.image.bitmaps:
             known &= ~Autoclear.BITMAPS
@@ -149,9 +144,20 @@ class ImageWriter:
         self._require_sound()
         if self.allocator.moved_table is not None:
             blocks = self.allocator.blocks
-            self.metadata.drop(Run(blocks.table_offset >> self.header.cluster_bits, blocks.table_clusters))
+            old = Run(blocks.table_offset >> self.header.cluster_bits, blocks.table_clusters)
+            for run in (old, *self.allocator.outgrown):
+                self.metadata.drop(run)
         self.order.flush()
+        self._note_table()
         self._forget_freed()
+
+    def _note_table(self) -> None:
+        """The refcount table may have moved: then the header in the file says so already."""
+        blocks = self.allocator.blocks
+        if blocks.table_offset != self.header.refcount_table_offset:
+            self.header = self.image.header = dataclasses.replace(
+                self.header, refcount_table_offset=blocks.table_offset, refcount_table_clusters=blocks.table_clusters
+            )
 
     def _forget_freed(self) -> None:
         if self._packed and not self.allocator.blocks.count((self._packed - 1) >> self.header.cluster_bits):
@@ -162,6 +168,7 @@ class ImageWriter:
         self._require_sound()
         if self.header.has_data_file:
             raise UnsupportedOperation("Compression not supported for images with an external data file")
+        refuse_compression(self.image)
         part = next(self._parts(offset, offset + 1))
         table = self.own_table(part.l1_index)
         host = self._pack(len(blob))
@@ -215,6 +222,21 @@ class ImageWriter:
             self.metadata.drop(Run(old >> bits, 1))
             self.order.release(np.array([old >> bits], np.int64))
         return table
+
+    def drop_table(self, index: int) -> None:
+        """Forget the L2 table of an L1 entry with all that it refers to."""
+        table = self.l2.get(index)
+        if table is None:
+            return
+        entries = table[:, 0] if self.header.extended_l2 else table
+        self._release(entries, np.zeros(len(entries), np.uint64))
+        cluster = (int(self.l2.l1[index]) & layout.OFFSET_MASK) >> self.header.cluster_bits
+        self.l2.l1[index] = 0
+        self.l2.drop(index)
+        self.order.l1_changed(index)
+        self.order.l2_dropped(index)
+        self.metadata.drop(Run(cluster, 1))
+        self.order.release(np.array([cluster], np.int64))
 
     def _place(self, part: RangeWithinTable) -> Iterator[Placement]:
         """Places for a range inside one L2 table."""

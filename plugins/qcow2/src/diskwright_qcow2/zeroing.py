@@ -42,7 +42,7 @@ def write_zeroes(image: Qcow2Image, writer: ImageWriter, offset: int, length: in
         return
     _zero_bytes(image, offset, inner_start)
     if image.header.raw_data_file:
-        _zero_data_file(image, inner_start, inner_end, unmap)
+        zero_data_file(image, inner_start, inner_end, unmap)
     if image.header.version == 2 and (image.backing_file is not None or not unmap):
         _zero_bytes(image, inner_start, inner_end)
     else:
@@ -78,7 +78,7 @@ def _any_set(data: bytes) -> bool:
     return data.count(0) != len(data)
 
 
-def _zero_data_file(image: Qcow2Image, start: int, end: int, unmap: bool) -> None:
+def zero_data_file(image: Qcow2Image, start: int, end: int, unmap: bool) -> None:
     """A raw data file is an image of the disk by itself: it must have the zeros too."""
     node = image.data_node
     if isinstance(node, Zeroing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -203,6 +204,25 @@ class NewFile(OverwrittenFile):
         if (ours.st_dev, ours.st_ino) == (found.st_dev, found.st_ino):
             os.unlink(self._path)
 
+    def commit(self) -> None:
+        """Let the name survive a power cut too, unless the caller does not care about those."""
+        if not self._ignore_flush:
+            self._flush_directory()
+        super().commit()
+
+    def _flush_directory(self) -> None:
+        try:
+            directory = os.open(os.path.dirname(self._path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return  # it may be written, but not read
+        try:
+            os.fsync(directory)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the file system has no such thing
+                raise NodeIOError(f"Could not create '{self.filename}'", error) from None
+        finally:
+            os.close(directory)
+
 
 class ReplacementFile(NewFile):
     """A file that takes the place of another one when it is complete.
@@ -225,7 +245,7 @@ class ReplacementFile(NewFile):
         :raises NodeIOError: the system refuses; nothing has changed then.
         """
         try:
-            _copy_attributes(self._former.fileno(), self._fd)
+            _copy_attributes(self._former.fileno(writing=False), self._fd)
             os.replace(self._path, self._target)
         except OSError as error:
             raise NodeIOError(f"Could not replace '{self.filename}'", error) from None

@@ -100,6 +100,9 @@ class FileNode(Node):
         self._write_through = options.cache in WRITE_THROUGH
         self._ignore_flush = options.cache == "unsafe"
         self._flush_error: OSError | None = None
+        # Set after each change and taken back before each flush: what a flush may have missed is not forgotten.
+        self._unflushed = True
+        self._lent = False
         self._locks = None if options.values.get("locking") == "off" else ImageLocks(fd, filename)
         self._direct: DirectIO | None = None
 
@@ -116,8 +119,12 @@ class FileNode(Node):
         except OSError as error:
             raise NodeIOError(f"Could not open '{self.filename}'", error) from None
 
-    def fileno(self) -> int:
-        """The file descriptor, for system calls that move data between descriptors; the node keeps owning it."""
+    def fileno(self, *, writing: bool = True) -> int:
+        """The file descriptor, for system calls that move data between descriptors; the node keeps owning it.
+
+        :param writing: whether the file may be changed through it.
+        """
+        self._lent |= writing
         return self._fd
 
     @property
@@ -175,6 +182,8 @@ class FileNode(Node):
                 offset += count
         except OSError as error:
             raise NodeIOError(f"Could not write '{self.filename}'", error) from None
+        finally:
+            self._unflushed = True
 
     def flush(self) -> None:
         """Bring data and size to stable storage.
@@ -183,7 +192,8 @@ class FileNode(Node):
         """
         if self.read_only or self._ignore_flush:
             return
-        if self._flush_error is None:
+        if self._flush_error is None and (self._unflushed or self._lent):
+            self._unflushed = False
             try:
                 os.fdatasync(self._fd)
             except OSError as error:
@@ -202,6 +212,8 @@ class FileNode(Node):
             self._settle()
         except OSError as error:
             raise NodeIOError(f"Could not write zeroes to '{self.filename}'", error) from None
+        finally:
+            self._unflushed = True
 
     def discard(self, offset: int, length: int) -> None:
         """Give the space behind a range back, if the file system can; it reads as zeros then."""
@@ -211,6 +223,8 @@ class FileNode(Node):
             fallocate(self._fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
         except OSError as error:
             raise NodeIOError(f"Could not discard in '{self.filename}'", error) from None
+        finally:
+            self._unflushed = True
 
     def _punch(self, offset: int, length: int) -> bool:
         end = offset + length
@@ -229,6 +243,7 @@ class FileNode(Node):
 
     def _settle(self) -> None:
         """O_DSYNC covers plain writes only."""
+        self._unflushed = True
         if self._write_through:
             self.flush()
 
@@ -251,6 +266,7 @@ class FileNode(Node):
             self._set_length(former, size, preallocation)
         except BaseException:
             os.ftruncate(self._fd, former)
+            self._unflushed = True
             raise
         self._settle()
 

@@ -65,7 +65,7 @@ class FileDriver:
 
         if not isinstance(image, FileNode):
             raise TypeError(f"{type(image).__name__} is not a file")
-        return file_extents(image, image.fileno(), offset, length)
+        return file_extents(image, image.fileno(writing=False), offset, length)
 
 
 class HostDeviceDriver(FileDriver):
