@@ -84,9 +84,10 @@ def test_dirty_and_corrupt(tmp_path: Path, qemu_img: Callable[..., str]) -> None
         assert description.specific["corrupt"] is corrupt
         with Context().open(str(path)) as image:
             assert image.read_at(0, 512) == bytes(512)
-        with pytest.raises(ImageError, match=r"Image is corrupt; cannot be opened read/write|not closed cleanly"):
-            Context().open(str(path), writable=True)
         assert path.read_bytes() == data
+    with pytest.raises(ImageError, match=r"Image is corrupt; cannot be opened read/write"):
+        Context().open(str(path), writable=True)
+    assert path.read_bytes() == data
 
 
 def corrupted(path: Path, offset: int, value: int, width: int) -> None:

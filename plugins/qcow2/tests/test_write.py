@@ -223,6 +223,22 @@ def test_write_over_metadata_is_refused(tmp_path: Path, qemu_img: Callable[..., 
     assert after[79] & 2
 
 
+def test_an_entry_that_leads_to_nowhere_is_not_followed(tmp_path: Path, qemu_img: Callable[..., str]) -> None:
+    """A host offset that nothing has allocated is not written to, however far away it is."""
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "1M")
+    with writable(path) as image:
+        image.write_at(0, b"x" * 65536)
+    data = bytearray(path.read_bytes())
+    l1 = int.from_bytes(data[40:48], "big")
+    l2 = int.from_bytes(data[l1 : l1 + 8], "big") & ((1 << 56) - 1)
+    data[l2 : l2 + 8] = (1 << 63 | 1 << 50).to_bytes(8, "big")
+    path.write_bytes(data)
+    with writable(path) as image, pytest.raises(diskwright.InvalidImage, match="in use but not counted"):
+        image.write_at(0, b"y")
+    assert path.stat().st_size == len(data)
+
+
 def test_corrupt_images_are_not_written(tmp_path: Path, qemu_img: Callable[..., str]) -> None:
     path = tmp_path / "disk.qcow2"
     qemu_img("create", "-q", "-f", "qcow2", path, "1M")

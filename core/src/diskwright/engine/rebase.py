@@ -133,7 +133,7 @@ def _write_differences(
             new.read_into(start, new_view)
         for first, last, zero in _differing_runs(old, new_view if new is not None else None, block):
             if zero:
-                write_zeroes(top, start + first, last - first)
+                _write_zeroes(top, start + first, last - first)
             else:
                 _write(top, start + first, old[first:last], block, compress=request.compress)
         progress(end, top.size)
@@ -185,6 +185,16 @@ def _unequal_blocks(left: memoryview, right: memoryview, block: int) -> npt.NDAr
     if whole < len(left):
         unequal[-1] = bytes(left[whole:]) != bytes(right[whole:])
     return unequal
+
+
+def _write_zeroes(top: WritableImage, offset: int, length: int) -> None:
+    """Let the top layer itself have zeros in a range, of a few megabytes at most.
+
+    An image may leave to the layers below what reads as zeros already; the new backing file would show there.
+    """
+    write_zeroes(top, offset, length)
+    for start, end in list(_ranges(resolve(top, offset, length, depth_limit=1), {Kind.ABSENT}, top.size)):
+        top.write_at(start, bytes(end - start))
 
 
 def _write(top: WritableImage, offset: int, data: memoryview, block: int, *, compress: bool) -> None:

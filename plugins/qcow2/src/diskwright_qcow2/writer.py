@@ -259,6 +259,7 @@ class ImageWriter:
             if placed[first]:
                 host = int(hosts[first])
                 self._require_aligned(host)
+                self._require_counted(host, last - first)
                 self._guard(Run(host // size, last - first))
                 yield part.placement(self.image.data_node, first, last, host, entries, bitmaps, True)
                 continue
@@ -272,6 +273,13 @@ class ImageWriter:
     def _require_aligned(self, host: int) -> None:
         if host % self.header.cluster_size:
             raise self.l2.corrupt(f"Cluster allocation offset {host:#x} unaligned")
+
+    def _require_counted(self, host: int, number: int) -> None:
+        """Refuse to write to clusters that nobody has allocated: an entry of a stranger may lead anywhere."""
+        first = host >> self.header.cluster_bits
+        blocks = self.allocator.blocks
+        if not (blocks.count(first) and blocks.count(first + number - 1)):
+            raise self.l2.corrupt(f"Data cluster at {host:#x} is in use but not counted")
 
     def _link_part(self, part: RangeWithinTable, host: int) -> None:
         """Enter the host clusters of a range inside one L2 table."""
