@@ -224,7 +224,8 @@ def test_bombs_under_a_memory_limit(command: str, tmp_path: Path, cli: Callable[
         result = cli(command, "-f", "qcow2", image, timeout=60, preexec_fn=limit_memory)
         assert result.code in (0, 1, 2, 3), result
         assert "MemoryError" not in result.err
-        assert result.code in (0, 2, 3) or result.err.startswith("diskwright: ")
+        # What check has found by then stands before the line that says why it ended.
+        assert result.code in (0, 2, 3) or result.err.splitlines()[-1].startswith("diskwright: ")
 
 
 def test_vdi_bombs(small_images: dict[str, bytes], tmp_path: Path, inside: Callable[..., Any]) -> None:
@@ -278,8 +279,6 @@ class TestBackingChains:
             (tmp_path / "alias").hardlink_to(top)
         operands = {"convert": [top, tmp_path / "target.raw"], "compare": [top, top]}.get(command, [top])
         result = cli(*command.split(), *operands, timeout=20)
-        if command == "check" and result.code == 0:
-            return  # check looks at the named image only
         assert result.code == (2 if command == "compare" else 1), result
         assert "infinite loop" in result.err, result
         assert len(result.err.splitlines()) == 1, result

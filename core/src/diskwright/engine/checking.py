@@ -73,7 +73,6 @@ def _opened(context: Context, request: CheckRequest, *, writable: bool) -> Image
         request.filename,
         request.format,
         writable=writable,
-        backing=False,
         force_share=request.force_share,
         cache=request.cache,
         check=True,

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from ..errors import ImageError, NodeIOError, UnsupportedOperation
@@ -343,20 +342,15 @@ class _Copy:
 
     def _write(self, number: int, cell_start: int, data: list[Range], view: memoryview) -> None:
         target = self.target
-        cluster = target.cluster_size or 1
-        # Until a new cluster is linked, the image knows nothing of it: what begins in the same one has to wait.
-        waiting = [right for left, right in pairwise(data) if (left[1] - 1) // cluster == right[0] // cluster]
+        # No two ranges share a cluster: the image knows nothing of a new one before it is linked.
         with self.turnstile.turn(number), target.lock:
-            at_once = [part for part in data if part not in waiting] if waiting else data
-            placements = [p for first, last in at_once for p in target.allocate(cell_start + first, last - first)]
+            placements = [p for first, last in data for p in target.allocate(cell_start + first, last - first)]
         for placement in placements:
             first = placement.offset - cell_start
             write_placed(target, placement, view[first : first + placement.length])
         if placements:
             with target.lock:
                 target.link(placements)
-        for first, last in waiting:
-            target.write_at(cell_start + first, view[first:last])
 
     def _write_compressed(
         self, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int
