@@ -245,6 +245,7 @@ def test_snapshot_columns_are_counted_in_bytes() -> None:
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 @pytest.mark.parametrize("format", ["raw", "qcow2", "vdi"])
 def test_json_says_what_the_real_one_says(tmp_path: Path, format: str) -> None:
+    pytest.importorskip(f"diskwright_{format}", reason=f"the package diskwright-{format} is not installed")
     path = tmp_path / "image"
     qemu_img("create", "-q", "-f", format, path, "3M")
     theirs = json.loads(qemu_img("info", "--output=json", "-f", format, path).stdout)

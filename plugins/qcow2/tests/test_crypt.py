@@ -19,6 +19,8 @@ from diskwright.extent import ExtentTable, Flag, Kind
 from diskwright.node import Image, WritableImage
 from diskwright_qcow2.image import Qcow2Image
 
+pytest.importorskip("diskwright_luks", reason="the package diskwright-luks is not installed")
+
 SIZE = (3 << 20) + 512
 PASSPHRASE = "open sesame"
 SECRET = ("--object", f"secret,id=s0,data={PASSPHRASE}")

@@ -19,6 +19,8 @@ from diskwright.node import Image, Node
 from diskwright.testing import MemoryNode
 from diskwright_qcow2.image import Qcow2Image
 
+pytest.importorskip("diskwright_luks", reason="the package diskwright-luks is not installed")
+
 SECRETS = {"s0": "open-sesame-0", "s1": "open-sesame-1", "s2": "open-sesame-2"}
 LUKS = {"encrypt.format": "luks", "encrypt.key-secret": "s0", "encrypt.iter-time": 0}
 AES = {"encrypt.format": "aes", "encrypt.key-secret": "s0"}
