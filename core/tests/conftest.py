@@ -142,6 +142,10 @@ class ToyProtocol:
         return ToyFile(self.toys[filename].data, filename=filename)
 
     @hookimpl
+    def describe(self) -> Description:
+        return Description(specific={}, dirty=False, type="file")
+
+    @hookimpl
     def create(self, filename: str, options: ProtocolOptions) -> CreatedNode:
         raise NodeIOError(f"Could not create '{filename}'", PermissionError(13, ""))
 

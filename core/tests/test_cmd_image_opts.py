@@ -86,7 +86,9 @@ def test_read_only_nodes_are_not_written(layer_world: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("node-name=n,auto-read-only=on,detect-zeroes=unmap", NodeOptions()),
+        ("node-name=n,auto-read-only=on", NodeOptions("n")),
+        ("detect-zeroes=unmap,discard=unmap", NodeOptions(detect_zeroes="unmap")),
+        ("detect-zeroes=on,discard=ignore,active=on", NodeOptions(detect_zeroes="on")),
         ("read-only=on,force-share=on", NodeOptions(read_only=True, force_share=True)),
         ("cache.direct=on", NodeOptions(cache="none")),
         ("cache.direct=on,cache.writeback=off", NodeOptions(cache="directsync")),

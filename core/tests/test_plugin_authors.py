@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from diskwright.context import Context
-from diskwright.hookspecs import FormatSpecs, ProtocolSpecs
+from diskwright.hookspecs import FilterSpecs, FormatSpecs, ProtocolSpecs
 from diskwright.testing import DriverConformance
 from diskwright.testing.base import patchwork
 
@@ -20,7 +20,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "plugin-authors.md"
 if not PAGE.exists():
     pytest.skip("the documentation is not part of this installation", allow_module_level=True)
 TEXT = PAGE.read_text()
-FORMATS, PROTOCOLS = TEXT.split("## Hooks of a protocol")
+FORMATS, _REST = TEXT.split("## Hooks of a protocol")
+PROTOCOLS, FILTERS = _REST.split("## Hooks of a filter")
 EXAMPLES = dict(re.findall(r"```python\n# src/diskwright_plain/(\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
 
 
@@ -42,7 +43,9 @@ def declared(specs: type) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("specs", "text"), [(FormatSpecs, FORMATS), (ProtocolSpecs, PROTOCOLS)])
+@pytest.mark.parametrize(
+    ("specs", "text"), [(FormatSpecs, FORMATS), (ProtocolSpecs, PROTOCOLS), (FilterSpecs, FILTERS)]
+)
 def test_the_page_has_each_hook_with_its_arguments(specs: type, text: str) -> None:
     """No more, no less, and none twice."""
     assert sorted(described(text)) == sorted(declared(specs))

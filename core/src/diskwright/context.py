@@ -23,6 +23,7 @@ class Context:
 
     :ivar formats: the format drivers.
     :ivar protocols: the protocol drivers.
+    :ivar filters: the filter drivers.
     :ivar gate: through which every file is opened.
     :ivar objects: what images may refer to by an id, such as secrets.
     :ivar warn: called with what a user should know and what does not stop anything; set it to be told. A text of one
@@ -33,6 +34,7 @@ class Context:
         self.warn: Callable[[str], None] = ignore
         self.formats = Registry("diskwright.formats")
         self.protocols = Registry("diskwright.protocols", unknown="Unknown protocol '{}'")
+        self.filters = Registry("diskwright.filters")
         self.gate = Gate(self.protocols, policy or Policy())
         self.objects = ObjectStore()
 

@@ -11,9 +11,9 @@ import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .hookspecs import FORMAT_GROUP, PROTOCOL_GROUP
+from .hookspecs import GROUPS
 
-CACHE_VERSION = "1"
+CACHE_VERSION = "2"
 
 
 class EntryPoint(NamedTuple):
@@ -43,7 +43,7 @@ def entry_points(group: str) -> list[EntryPoint]:
     path = _cache_path(state)
     found = _read(path, state)
     if found is None:
-        found = {name: _scan(name) for name in (FORMAT_GROUP, PROTOCOL_GROUP)}
+        found = {name: _scan(name) for name in GROUPS}
         _write(path, state, found)
     return found[group] if group in found else _scan(group)
 
@@ -86,7 +86,7 @@ def _read(path: str | None, state: str) -> dict[str, list[EntryPoint]] | None:
         return None
     if head != state:
         return None
-    found: dict[str, list[EntryPoint]] = {FORMAT_GROUP: [], PROTOCOL_GROUP: []}
+    found: dict[str, list[EntryPoint]] = {name: [] for name in GROUPS}
     for line in filter(None, lines):
         group, _, rest = line.partition("\t")
         name, _, value = rest.partition("\t")

@@ -5,7 +5,7 @@ The gate knows whether the user named what is opened or an image did, and applie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from .errors import ImageError, RefusedByPolicy, UnsupportedOperation
 from .filenames import FileName
 from .hookspecs import CreatedNode, ProtocolOptions
 from .node import Node
+from .options import Option, runtime_values
 from .registry import Registry
 
 
@@ -39,22 +40,35 @@ class Gate:
     opened: int = 0
 
     def open(
-        self, name: FileName, *, writable: bool, role: str | None, cache: str, values: Mapping[str, Any] | None = None
+        self, name: FileName, *, writable: bool, role: str | None, cache: str, values: Mapping[str, str] | None = None
     ) -> Node:
         """Open an existing file, device or export.
 
         :param role: what the node is to the image that names it (``backing``, ``data-file``); ``None`` if the user did.
         :param cache: cache mode, see :class:`ProtocolOptions`.
+        :param values: the protocol's runtime options, as the user gave them.
         :raises RefusedByPolicy: the policy forbids it.
+        :raises InvalidOption: the protocol does not know an option.
         """
         if role is not None and not self.policy.implicit:
             raise RefusedByPolicy(f"The policy forbids to open the {role} file '{name.path}' that the image names")
-        options = ProtocolOptions(writable=writable, values=values or {}, explicit=role is None, cache=cache)
+        typed: Mapping[str, Any] = {}
+        if values:
+            unknown = f"Block protocol '{name.protocol}' doesn't support the option '{{}}'"
+            typed = runtime_values(self.runtime_options(name.protocol), values, unknown)
+        options = ProtocolOptions(writable=writable, values=typed, explicit=role is None, cache=cache)
         node: Node = self._call("open", name, options)
         self.opened += 1
-        node.filename = name.path
+        node.filename = node.filename or name.path
         node.bind(name.protocol, self.protocols.block_status(name.protocol))
         return node
+
+    def runtime_options(self, protocol: str) -> Sequence[Option]:
+        """The options that nodes of a protocol are opened with, besides their name."""
+        if not self.protocols.has("runtime_options", protocol):
+            return ()
+        declared: Sequence[Option] = self.protocols.call("runtime_options", protocol)
+        return declared
 
     def create(self, name: FileName, *, values: Mapping[str, Any], cache: str) -> CreatedNode:
         """Create a file, or prepare to replace one; it appears under its name on ``commit`` only."""

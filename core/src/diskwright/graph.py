@@ -6,21 +6,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError, UnknownFormat
+from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError
 from .filenames import FileName, backing_filename, local_filename, parse_filename
 from .hookspecs import PROBE_LENGTH, OpenOptions
 from .node import Image, Lockable, Node, Permission
-from .options import Option
-from .trees import (
-    JSON_PREFIX,
-    OptionString,
-    Tree,
-    flat,
-    json_name,
-    take_node_options,
-    tree_from_json,
-    tree_from_options,
-)
+from .options import Option, runtime_values
+from .trees import JSON_PREFIX, OptionString, tree_from_json, tree_from_options
 
 if TYPE_CHECKING:
     from .context import Context
@@ -103,124 +94,20 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
 
 
 def _open_layer(context: Context, filename: str, format: str | None, request: OpenRequest, role: str | None) -> Image:
+    from .wiring import open_named, open_tree
+
     if isinstance(filename, OptionString):
-        return _open_tree(context, tree_from_options(filename), format, request, role)
+        return open_tree(context, tree_from_options(filename), format, request, role)
     if filename.startswith(JSON_PREFIX):
-        return _open_tree(context, tree_from_json(filename), format, request, role)
+        return open_tree(context, tree_from_json(filename), format, request, role)
     if format is not None:
         context.formats.load(format)
-    node = context.gate.open(parse_filename(filename), writable=request.writable, role=role, cache=request.cache)
+    node = open_named(context, parse_filename(filename), request, role)
     try:
         return open_format(context, node, filename, format, request)
     except BaseException:
         node.close()
         raise
-
-
-def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRequest, role: str | None) -> Image:
-    """Open an image that is named by the options of its nodes; the tree is consumed."""
-    name = json_name(tree)  # for messages, until it is known what all of it is
-    driver = tree.pop("driver", None) or format
-    if isinstance(driver, dict):
-        raise InvalidOption("Parameter 'driver' expects a string")
-    if driver is None and "file" not in tree:
-        raise InvalidOption("Must specify either driver or file")
-    if "file" not in tree and driver is not None and _is_protocol(context, driver):
-        # A file as such is a disk too: the one that its bytes are.
-        tree, driver = {"file": {"driver": driver, **tree}}, "raw"
-    own_backing = {"backing": tree.pop("backing")} if "backing" in tree else {}
-    below = tree.pop("file", None)
-    if isinstance(below, str):
-        raise InvalidOption(f"Cannot find device='{below}' nor node-name='{below}'")
-    if below is None:
-        raise InvalidOption('A block device must be specified for "file"')
-    common = take_node_options(tree)
-    if common.read_only and request.writable:
-        raise InvalidOption("Block node is read-only")
-    request = replace(
-        request, force_share=request.force_share or common.force_share, cache=common.cache or request.cache
-    )
-    file_values = dict(below)
-    node = _open_file_tree(context, below, request, role)
-    request = replace(request, options={key: value or "" for key, value in flat(tree).items()})
-    try:
-        image = open_format(context, node, name, driver, request)
-    except BaseException:
-        node.close()
-        raise
-    image.filename = _tree_name(image, tree, file_values)
-    if own_backing and request.backing:
-        _set_backing(context, image, own_backing["backing"], request)
-    return image
-
-
-def _tree_name(image: Image, values: Tree, file_values: Tree) -> str:
-    """The name by which an image named by a tree can be opened again: the file's alone where that says it all.
-
-    :param values: runtime options of the format.
-    :param file_values: the tree of what the image stands in.
-    """
-    node = image.file
-    if not isinstance(node, Image):
-        if not values:
-            return node.filename
-        return json_name({**values, "driver": image.driver, "file": {**file_values, "driver": node.driver}})
-    below: Tree = {"driver": node.driver, "file": {"driver": node.file.driver, "filename": node.file.filename}}
-    if node.filename.startswith(JSON_PREFIX):
-        below = tree_from_json(node.filename)
-    return json_name({**values, "driver": image.driver, "file": below})
-
-
-def _open_file_tree(context: Context, tree: Tree, request: OpenRequest, role: str | None) -> Node:
-    """Open what an image stands in: a protocol's node, or another image."""
-    driver = tree.get("driver")
-    if "file" in tree or (isinstance(driver, str) and not _is_protocol(context, driver)):
-        image = _open_tree(context, tree, None, replace(request, options=None), role)
-        attach_backing(context, image, request)
-        return image
-    values = flat(tree)
-    values.pop("driver", None)
-    filename = values.pop("filename", None)
-    if filename is None:
-        raise InvalidOption("The 'file' block driver requires a file name")
-    if isinstance(driver, str):
-        name = local_filename(filename) if driver == "file" else FileName(driver, filename)
-    else:
-        name = parse_filename(filename)
-    return context.gate.open(name, writable=request.writable, role=role, cache=request.cache, values=values)
-
-
-def _set_backing(context: Context, image: Image, backing: str | Tree | None, request: OpenRequest) -> None:
-    """Let a tree's own word on the backing layer stand for the image's: null means none. A failure closes the image."""
-    if isinstance(backing, dict):
-        below = replace(request, writable=1 in request.writable_depths, exclusive=True, options=None)
-        try:
-            image.backing = _open_tree(context, backing, None, below, role=None)
-        except ImageError as error:
-            image.close()
-            raise error.in_context("Could not open backing file") from error
-        except BaseException:
-            image.close()
-            raise
-    elif backing:
-        image.close()
-        raise InvalidOption(f"Cannot find device='{backing}' nor node-name='{backing}'")
-    else:
-        if backing == "":
-            context.warn('Use of "backing": "" is deprecated; use "backing": null instead')
-        image.backing_file = None
-
-
-def _is_protocol(context: Context, name: str) -> bool:
-    try:
-        context.formats.load(name)
-    except UnknownFormat as unknown:
-        try:
-            context.protocols.load(name)
-        except UnknownFormat:
-            raise unknown from None
-        return True
-    return False
 
 
 def open_format(
@@ -230,10 +117,12 @@ def open_format(
     format: str | None,
     request: OpenRequest,
     created: Mapping[str, Node] | None = None,
+    children: Mapping[str, Node] | None = None,
 ) -> Image:
     """Open the image that stands in an opened node; the node stays open if that fails.
 
     :param created: files by path that the same operation has created and that are not under their names yet.
+    :param children: further nodes by role, that the user has named; they stay open too.
     """
     if format is None:
         format = probe(context, node)
@@ -242,17 +131,17 @@ def open_format(
     driver = context.formats.load(format)
     if isinstance(node, Lockable):
         shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
-        node.set_permissions(*_permissions(request, shares_writers=shares_writers))
-    children: list[Node] = []
+        node.set_permissions(*permissions(request, shares_writers=shares_writers))
+    opened: list[Node] = []
 
     def open_child(name: str, role: str) -> Node:
         if created and name in created:
             return created[name]
         local: FileName = local_filename(name)
         child = context.gate.open(local, writable=request.writable, role=role, cache=request.cache)
-        children.append(child)
+        opened.append(child)
         if isinstance(child, Lockable):
-            child.set_permissions(*_permissions(request, shares_writers=False))
+            child.set_permissions(*permissions(request, shares_writers=False))
         return child
 
     options = OpenOptions(
@@ -263,11 +152,12 @@ def open_format(
         open_child=open_child,
         secret=context.objects.secret,
         check=request.check,
+        children=children or {},
     )
     try:
         image: Image = context.formats.call("open", format, source=node, options=options)
     except BaseException:
-        for child in children:
+        for child in opened:
             child.close()
         raise
     image.filename = filename
@@ -287,11 +177,7 @@ def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict
     declared: Sequence[Option] = ()
     if context.formats.has("runtime_options", format):
         declared = context.formats.call("runtime_options", format)
-    by_name = {option.name: option for option in declared}
-    for name in given:
-        if name not in by_name:
-            raise InvalidOption(f"Block format '{format}' does not support the option '{name}'")
-    return {name: by_name[name].parse(text) for name, text in given.items()}
+    return runtime_values(declared, given, f"Block format '{format}' does not support the option '{{}}'")
 
 
 def probe(context: Context, node: Node) -> str:
@@ -316,7 +202,7 @@ def _warn_of_guess(context: Context, node: Node, format: str) -> None:
     )
 
 
-def _permissions(request: OpenRequest, *, shares_writers: bool) -> tuple[Permission, Permission]:
+def permissions(request: OpenRequest, *, shares_writers: bool) -> tuple[Permission, Permission]:
     """What an opener does to the file of an image, and what it lets others do.
 
     Formats with metadata cannot share write access even while they only read; that is QEMU's rule too.

@@ -23,6 +23,9 @@ from .options import Option
 
 FORMAT_GROUP = "diskwright.formats"
 PROTOCOL_GROUP = "diskwright.protocols"
+FILTER_GROUP = "diskwright.filters"
+GROUPS = (FORMAT_GROUP, PROTOCOL_GROUP, FILTER_GROUP)
+"""The entry point groups that drivers are found in."""
 
 PROJECT = "diskwright"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -64,6 +67,8 @@ class OpenOptions:
     :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
     :ivar check: only ``check`` will be called: put up with whatever that will report, so that it can be repaired. An
         image opened like this and for writing is changed by nothing but the repair.
+    :ivar children: the nodes that the user named for roles of ``child_roles``, opened, by role. An image closes them,
+        as it closes the node that it stands in; if ``open`` fails, the core does.
     """
 
     filename: str
@@ -73,6 +78,7 @@ class OpenOptions:
     open_child: Callable[[str, str], Node]
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
+    children: Mapping[str, Node] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,12 +130,14 @@ class Description:
     :ivar specific: the format's own facts, named as QEMU names them; values are str, int, bool, lists or mappings.
     :ivar dirty: whether the image was not closed cleanly; ``None`` if the format does not know.
     :ivar compressed: whether the image as a whole counts as compressed.
+    :ivar type: the name that ``specific`` goes by, ``None`` if it is the driver's.
     """
 
     specific: Mapping[str, Any] | None = None
     dirty: bool | None = False
     compressed: bool = False
     cluster_size: int | None = None
+    type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,14 @@ class FormatSpecs(Protocol):
     @hookspec(firstresult=True)
     def runtime_options(self) -> Sequence[Option]:
         """The options that ``open`` takes; without this hook there are none. Dots in their names are levels."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def child_roles(self) -> Sequence[str]:
+        """The roles, besides ``file`` and ``backing``, for which a user may name a node of his own.
+
+        They are names of runtime options whose values are option trees, e.g. ``header.filename=...``.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -450,6 +466,11 @@ class ProtocolSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def runtime_options(self) -> Sequence[Option]:
+        """The options that ``open`` takes besides ``filename``; without this hook there are none."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def creation_options(self) -> Sequence[Option]:
         """The options that ``create`` takes, in the order in which they are to be shown."""
         raise NotImplementedError
@@ -465,9 +486,67 @@ class ProtocolSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def describe(self, image: Node) -> Description:
+        """The facts that ``info`` shows of a node, if there are any besides its size."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def block_status(self, image: Node, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
         """As for formats; without this hook all of a node is data at its own offset."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """What ``open`` of a filter is told besides its children.
+
+    :ivar writable: whether the disk will be written.
+    :ivar values: the runtime options that were given, by name, each of its declared type.
+    :ivar find_object: ``find_object(type, id)`` is an object that the user defined; raises :class:`LookupError` without
+        one of that type with that id.
+    :ivar read_file: ``read_file(path)`` is the content of a small file that an option names.
+    """
+
+    writable: bool
+    values: Mapping[str, Any]
+    find_object: Callable[[str, str], Any]
+    read_file: Callable[[str], bytes]
+
+
+class FilterSpecs(Protocol):
+    """Hooks of a filter driver (entry point group ``diskwright.filters``): a disk made of other disks' bytes."""
+
+    @hookspec(firstresult=True)
+    def open(self, children: Mapping[str, Node], options: FilterOptions) -> Image:
+        """Make a disk of the children, which are open; they stay open when this fails.
+
+        :param children: by role, as ``child_roles`` names them; a filter closes them when it is closed. Most filters
+            are a :class:`diskwright.passing.Passing`.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def child_roles(self) -> Sequence[str]:
+        """The roles of the nodes that the filter needs, ``file`` for one. ``children.*`` is a list of any length."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def runtime_options(self) -> Sequence[Option]:
+        """The options that ``open`` takes. Dots in their names are levels, a level ``*`` is an index of a list."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def tree_of_name(self, filename: str) -> Mapping[str, Any]:
+        """The option tree that a name with the driver's prefix stands for, as ``prefix:a:b``.
+
+        :returns: runtime options and children by role, a child as ``{"filename": name}``.
+        :raises InvalidOption: the name is malformed.
+        """
+        raise NotImplementedError
+
+
+SPECS: Mapping[str, type] = {FORMAT_GROUP: FormatSpecs, PROTOCOL_GROUP: ProtocolSpecs, FILTER_GROUP: FilterSpecs}
+"""The hook specifications of each group."""
 
 
 class CreatedNode(Node):

@@ -201,6 +201,8 @@ class Image(Node):
     :ivar backing: the opened backing layer; absent extents are read from it, and zeros behind its end.
     :ivar cluster_size: bytes in which the format allocates, ``None`` where it does not.
     :ivar encrypted: whether guest data is encrypted.
+    :ivar detect_zeroes: ``on``: zeros that are written are stored as such, without being written as data; ``unmap``:
+        and their space is given back; ``off``: they are data as any other.
     """
 
     file: Node
@@ -209,6 +211,7 @@ class Image(Node):
     backing: Node | None = None
     cluster_size: int | None = None
     encrypted: bool = False
+    detect_zeroes: str = "off"
 
     def read_into(self, offset: int, buffer: Buffer) -> None:
         """Read guest bytes through all layers; this default follows the map."""
@@ -301,6 +304,10 @@ class WritableImage(Image):
     def write_at(self, offset: int, data: Bytes) -> None:
         """Write guest bytes of any alignment. One write after the other: for parallel writes see ``engine.write``."""
         view = memoryview(data).cast("B")
+        if self.detect_zeroes != "off" and isinstance(self, Zeroing) and not any(view):
+            with self.lock:
+                self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap")
+            return
         with self.lock:
             placements = self.allocate(offset, len(view))
             for placement in placements:

@@ -30,6 +30,7 @@ class Option:
 
     :ivar default: the value shown and used when the option is not given; ``None`` if it is then left out.
     :ivar choices: all values a string option takes; empty if it takes any.
+    :ivar strong: of a runtime option: whether it changes what is read, so that it belongs to the image's name.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Option:
     help: str
     default: Any = None
     choices: tuple[str, ...] = ()
+    strong: bool = False
 
     def parse(self, text: str) -> Any:
         """The typed value of what a user wrote.
@@ -140,6 +142,28 @@ def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str,
                 values[name[2:]] = by_name[name[2:]].parse("off")
             else:
                 raise InvalidOption(f"Invalid parameter '{name}'", hint=_nearest(name, by_name))
+    return values
+
+
+def declaration_name(name: str) -> str:
+    """The name under which an option is declared: indexes of lists stand there as ``*``."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def runtime_values(declared: Sequence[Option], given: Mapping[str, str], unknown: str) -> dict[str, Any]:
+    """Typed values of the runtime options that were given.
+
+    :param declared: the options there are.
+    :param unknown: message for an option that is not there; ``{}`` stands for its name.
+    :raises InvalidOption: an unknown name or an unfit value.
+    """
+    by_name = {option.name: option for option in declared}
+    values: dict[str, Any] = {}
+    for name, text in given.items():
+        option = by_name.get(declaration_name(name))
+        if option is None:
+            raise InvalidOption(unknown.format(name))
+        values[name] = option.parse(text)
     return values
 
 

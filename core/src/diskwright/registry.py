@@ -29,6 +29,8 @@ PACKAGES = {
     "host_device": "diskwright-file",
     "luks": "diskwright-luks",
     "nbd": "diskwright-nbd",
+    "null-aio": "diskwright-null",
+    "null-co": "diskwright-null",
     "parallels": "diskwright-parallels",
     "qcow": "diskwright-qcow",
     "qcow2": "diskwright-qcow2",
@@ -83,8 +85,7 @@ class Registry:
             from . import hookspecs
 
             self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-            formats = self.group == hookspecs.FORMAT_GROUP
-            self._manager.add_hookspecs(hookspecs.FormatSpecs if formats else hookspecs.ProtocolSpecs)
+            self._manager.add_hookspecs(hookspecs.SPECS.get(self.group, hookspecs.FormatSpecs))
         return self._manager
 
     def register(self, name: str, driver: object) -> None:
@@ -130,6 +131,10 @@ class Registry:
             raise ImageError(f"Driver '{name}' cannot be loaded: {error}") from error
         return driver
 
+    def knows(self, name: str) -> bool:
+        """Whether a driver of that name is installed; it is not loaded."""
+        return name in self._drivers or any(point.name == name for point in entry_points(self.group))
+
     def load_all(self) -> dict[str, object]:
         """All drivers by name. One that is broken is left out, and who names it is told why: it must not take the
         others with it.
@@ -147,8 +152,11 @@ class Registry:
         return sorted(self.load_all())
 
     def has(self, hook: str, name: str) -> bool:
-        """Whether the driver implements a hook: that is what a capability is."""
-        plugin = self.load(name)
+        """Whether the driver implements a hook: that is what a capability is. One that is not here has none."""
+        try:
+            plugin = self.load(name)
+        except UnknownFormat:
+            return False
         return any(caller.name == hook for caller in self.manager.get_hookcallers(plugin) or ())
 
     def call(self, hook: str, name: str, /, **arguments: Any) -> Any:

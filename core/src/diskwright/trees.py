@@ -1,23 +1,32 @@
 """Option trees: images named by the options of their nodes, ``driver=qcow2,file.filename=x`` or ``json:{...}``.
 
-Both forms become one tree: a mapping whose values are text, ``None`` (for ``null``) or trees again.
+Both forms become one tree: a mapping whose values are scalars (text, but for what JSON calls a number or a boolean),
+``None`` (for ``null``) or trees again. A list is a tree whose keys are ``0``, ``1``, ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .errors import InvalidOption
 from .options import parse_bool, split_option_string
 
-Tree: TypeAlias = dict[str, "str | Tree | None"]
+Scalar: TypeAlias = str | int | float | bool | None
+Tree: TypeAlias = dict[str, "Scalar | Tree"]
 
 MAX_DEPTH = 64
 """Most levels of a tree."""
 
+MAX_NAME = 4095
+"""Characters of a ``json:`` name that is shown."""
+
 JSON_PREFIX = "json:"
+
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
+"""A string of the JSON dialect, in either kind of quotes."""
 
 
 class OptionString(str):
@@ -30,12 +39,17 @@ class OptionString(str):
 class NodeOptions:
     """What may be said of any node, whatever its driver.
 
+    :ivar name: by which other nodes of the same tree may refer to it.
     :ivar cache: cache mode, ``None`` if nothing is said.
+    :ivar detect_zeroes: ``off``; ``on``: zeros that are written become zero clusters or holes; ``unmap``: and space is
+        given back for them.
     """
 
+    name: str | None = None
     read_only: bool = False
     force_share: bool = False
     cache: str | None = None
+    detect_zeroes: str = "off"
 
 
 def tree_from_options(text: str) -> Tree:
@@ -58,7 +72,7 @@ def tree_from_json(name: str) -> Tree:
     import json
 
     try:
-        value = json.loads(name.removeprefix(JSON_PREFIX))
+        value = json.loads(_QUOTED.sub(_double_quoted, name.removeprefix(JSON_PREFIX)))
     except ValueError as error:
         raise InvalidOption(f"Could not parse the JSON options: JSON parse error, {error}") from None
     except RecursionError:
@@ -68,43 +82,74 @@ def tree_from_json(name: str) -> Tree:
     return _crumple(_flatten(value))
 
 
+def _double_quoted(match: re.Match[str]) -> str:
+    """A string as JSON proper has it; QEMU's dialect allows single quotes too."""
+    text = match[0]
+    if text[0] == '"':
+        return text
+    inner = re.sub(r"\\'|\"", lambda quote: "'" if quote[0] == "\\'" else '\\"', text[1:-1])
+    return f'"{inner}"'
+
+
 def json_name(tree: Tree) -> str:
-    """The ``json:`` file name of a tree, its keys in the order in which QEMU shows them."""
+    """The ``json:`` file name of a tree, its keys in the order in which QEMU shows them.
+
+    :returns: at most :data:`MAX_NAME` characters; a longer one ends in dots.
+    """
     import json
 
     from .render.json_text import ordered_items
 
-    def ordered(node: Tree) -> Tree:
-        return {key: ordered(item) if isinstance(item, dict) else item for key, item in ordered_items(node)}
+    def shown(item: Scalar | Tree) -> Any:
+        if not isinstance(item, dict):
+            return item
+        if item and list(item) == [str(index) for index in range(len(item))]:
+            return [shown(inner) for inner in item.values()]
+        return {key: shown(inner) for key, inner in ordered_items(item)}
 
-    return JSON_PREFIX + json.dumps(ordered(tree))
+    name = JSON_PREFIX + json.dumps(shown(tree))
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
 
 
 def take_node_options(tree: Tree) -> NodeOptions:
     """Remove from a tree the options that all drivers have in common.
 
-    ``node-name``, ``auto-read-only``, ``discard`` and ``detect-zeroes`` are accepted and change nothing: space is given
-    back, and zeros are looked for, where a command does that by itself.
+    ``auto-read-only`` and ``active`` are accepted and change nothing: what is not to be written is opened for reading
+    anyway.
 
     :raises InvalidOption: one has a value that it cannot have.
     """
-    tree.pop("node-name", None)
+    name = _take_text(tree, "node-name")
+    if name is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,30}", name, re.ASCII):
+        raise InvalidOption(f"Invalid node-name: '{name}'")
     _take_bool(tree, "auto-read-only")
-    _take_choice(tree, "discard", ("ignore", "off", "unmap", "on"), "Invalid discard option")
-    _take_choice(tree, "detect-zeroes", ("off", "on", "unmap"), "Parameter 'detect-zeroes' does not accept that value")
+    _take_bool(tree, "active")
+    discard = _take_choice(tree, "discard", ("ignore", "off", "unmap", "on"), "Invalid discard option")
+    zeroes = _take_choice(tree, "detect-zeroes", ("off", "on", "unmap"), "invalid parameter value: {}")
+    if zeroes == "unmap" and discard not in ("unmap", "on"):
+        raise InvalidOption("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
     read_only, force_share = _take_bool(tree, "read-only"), _take_bool(tree, "force-share")
-    return NodeOptions(bool(read_only), bool(force_share), _take_cache(tree))
+    return NodeOptions(name, bool(read_only), bool(force_share), _take_cache(tree), zeroes or "off")
+
+
+def _take_text(tree: Tree, name: str) -> str | None:
+    value = tree.pop(name, None)
+    if isinstance(value, dict):
+        raise InvalidOption(f"Parameter '{name}' expects a string")
+    return None if value is None else scalar_text(value)
 
 
 def _take_bool(tree: Tree, name: str) -> bool | None:
-    value = tree.pop(name, None)
-    return None if value is None else parse_bool(name, value if isinstance(value, str) else "")
+    value = _take_text(tree, name)
+    return None if value is None else parse_bool(name, value)
 
 
-def _take_choice(tree: Tree, name: str, choices: tuple[str, ...], message: str) -> None:
-    value = tree.pop(name, None)
+def _take_choice(tree: Tree, name: str, choices: tuple[str, ...], message: str) -> str | None:
+    """:param message: ``{}`` stands for the value."""
+    value = _take_text(tree, name)
     if value is not None and value not in choices:
-        raise InvalidOption(message)
+        raise InvalidOption(message.format(value))
+    return value
 
 
 def _take_cache(tree: Tree) -> str | None:
@@ -125,12 +170,27 @@ def _take_cache(tree: Tree) -> str | None:
     return "writethrough" if writeback is False else "writeback"
 
 
-def flat(tree: Tree) -> dict[str, str | None]:
+def scalar_text(value: Scalar) -> str:
+    """A scalar as an option string has it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value is None else str(value)
+
+
+def flat(tree: Tree) -> dict[str, Scalar]:
     """The tree's values by dotted keys."""
     return dict(_flatten(tree))
 
 
-def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+def nested(values: Mapping[str, Scalar]) -> Tree:
+    """The tree of values by dotted keys: the reverse of :func:`flat`.
+
+    :raises InvalidOption: a key stands both for a value and for a tree.
+    """
+    return _crumple(values.items())
+
+
+def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, Scalar]]:
     """All values that are no objects or lists, by dotted keys; not recursive, since depth is in strangers' hands."""
     pending: list[tuple[str, Any]] = list(value.items())[::-1]
     while pending:
@@ -139,13 +199,11 @@ def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
             pending.extend((f"{key}.{name}", inner) for name, inner in list(item.items())[::-1])
         elif isinstance(item, list):
             pending.extend((f"{key}.{index}", inner) for index, inner in list(enumerate(item))[::-1])
-        elif isinstance(item, bool):
-            yield key, "on" if item else "off"
         else:
-            yield key, None if item is None else str(item)
+            yield key, item
 
 
-def _crumple(pairs: Iterator[tuple[str, str | None]]) -> Tree:
+def _crumple(pairs: Iterable[tuple[str, Scalar]]) -> Tree:
     root: Tree = {}
     for key, value in pairs:
         *path, last = key.split(".")

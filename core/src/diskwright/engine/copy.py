@@ -333,7 +333,10 @@ class _Copy:
         Without need to be explicit about zeros data is rounded out to whole clusters, which are cheaper to allocate.
         """
         if not self.options.sparse_size:
-            return wanted, []
+            if self.target.detect_zeroes == "off":
+                return wanted, []
+            data = list(intersection(wanted, nonzero_runs(view, self.block)))
+            return data, list(difference(wanted, data))
         runs = nonzero_runs(view, self.block)
         if not self.explicit and self.target.cluster_size:
             return runs, []

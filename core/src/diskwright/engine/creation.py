@@ -143,13 +143,15 @@ def declared_options(context: Context, format: str, filename: str) -> list[Optio
     :raises UnsupportedOperation: the format or the protocol cannot create.
     """
     try:
-        creatable = context.formats.has("create", format)
+        context.formats.load(format)
     except UnknownFormat as error:
         raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
-    if not creatable:
+    if not context.formats.has("create", format):
         raise UnsupportedOperation(f"Format driver '{format}' does not support image creation")
     protocol = parse_filename(filename).protocol
     if not context.protocols.has("create", protocol):
+        if not context.filters.knows(protocol):
+            context.protocols.load(protocol)  # says that there is none
         raise UnsupportedOperation(f"Protocol driver '{protocol}' does not support image creation")
     groups = [context.formats.call("creation_options", format)]
     if context.protocols.has("creation_options", protocol):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, RefusedByPolicy
 from ..filenames import backing_filename
 from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
+from ..passing import Passing
 from ..trees import JSON_PREFIX
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class NodeInfo:
     :ivar backing_file: name of the backing file as the image states it.
     :ivar backing_path: the name by which that file is opened.
     :ivar specific: the format's own facts by QEMU's names, ``None`` if it has none.
+    :ivar specific_type: the name that they go by, ``None`` if it is the driver's.
     :ivar children: the nodes it stands on, by role.
     """
 
@@ -46,6 +48,7 @@ class NodeInfo:
     backing_format: str | None = None
     snapshots: Sequence[Snapshot] = ()
     specific: Mapping[str, Any] | None = None
+    specific_type: str | None = None
     children: Mapping[str, NodeInfo] = field(default_factory=dict)
 
 
@@ -89,15 +92,38 @@ def inspect_chain(
 def describe_node(context: Context, node: Node) -> NodeInfo:
     """Describe a node that is open, and those it stands on."""
     children = {role: describe_node(context, child) for role, child in node.children().items()}
+    if isinstance(node, Passing) and not context.formats.knows(node.driver):
+        return _describe_passing(node, children)
     if isinstance(node, Image):
         return _describe_image(context, node, children)
-    size = node.size + -node.size % SECTOR
-    return NodeInfo(node.filename, node.driver, size, _allocated_size(node), children=children)
+    facts = Description(dirty=None)
+    if context.protocols.has("describe", node.driver):
+        facts = context.protocols.call("describe", node.driver, image=node)
+    return NodeInfo(
+        node.filename,
+        node.driver,
+        node.size + -node.size % SECTOR,
+        _allocated_size(node),
+        dirty=facts.dirty,
+        specific=facts.specific,
+        specific_type=facts.type,
+        children=children,
+    )
+
+
+def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeInfo:
+    """A filter says of the disk what the one below says of it; what is a protocol's node is described as that."""
+    below = children[node.role]
+    if node.driver == below.driver:
+        return below
+    named = replace(below, filename=node.filename, driver=node.driver, size=node.size)
+    return replace(named, specific=None, snapshots=(), children=children)
 
 
 def _describe_image(context: Context, image: Image, children: Mapping[str, NodeInfo]) -> NodeInfo:
     formats = context.formats
-    description = Description()
+    # A format that says nothing adds nothing to what its file says.
+    description = Description(dirty=children["file"].dirty if "file" in children else None)
     if formats.has("describe", image.driver):
         description = formats.call("describe", image.driver, image=image)
     snapshots: Sequence[Snapshot] = ()
@@ -119,6 +145,7 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
         backing_format=image.backing_format,
         snapshots=snapshots,
         specific=description.specific,
+        specific_type=description.type,
         children=children,
     )
 

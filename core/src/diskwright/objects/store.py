@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from ..errors import ImageError, InvalidOption
 from ..options import split_option_string
-from .secret import OPTIONS, Secret, make_secret
+from ..trees import flat, scalar_text
+from .secret import OPTIONS, make_secret
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+
+
+class Kind(NamedTuple):
+    """A type of objects.
+
+    :ivar options: what a definition may hold besides type and id.
+    :ivar make: makes an object of these options, given as text; it may ask for the content of a secret.
+    """
+
+    options: Collection[str]
+    make: Callable[[Mapping[str, str], Callable[[str], bytes]], Any]
+
+
+def _make_nothing(values: Mapping[str, str], lookup: Callable[[str], bytes]) -> None:
+    """What QEMU has event loops for, our threads do by themselves."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "main-loop": Kind(("aio-max-batch", "thread-pool-min", "thread-pool-max"), _make_nothing),
+    "secret": Kind(OPTIONS, make_secret),
+}
+"""The types of objects by name."""
 
 
 class ObjectStore:
     """Objects by id. Messages name objects and options, never what a secret is."""
 
     def __init__(self) -> None:
-        self._secrets: dict[str, Secret] = {}
+        self._objects: dict[str, tuple[str, Any]] = {}
 
     def add(self, text: str) -> None:
         """Define an object: ``secret,id=s0,file=key.txt`` or ``{"qom-type": "secret", "id": "s0", ...}``.
@@ -28,25 +52,37 @@ class ObjectStore:
             if name not in values:
                 raise InvalidOption(f"Parameter '{name}' is missing")
         kind, id = values.pop("qom-type"), values.pop("id")
-        if kind != "secret":
+        if kind not in KINDS:
             raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'")
         if not _IDENTIFIER.fullmatch(id):
             raise InvalidOption(
                 "Parameter 'id' expects an identifier",
                 hint="Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
             )
-        if id in self._secrets:
+        if id in self._objects:
             raise InvalidOption(f"attempt to add duplicate property '{id}' to object (type 'container')")
-        self._secrets[id] = make_secret(values, self.secret)
+        self._objects[id] = kind, KINDS[kind].make(values, self.secret)
+
+    def get(self, kind: str, id: str) -> Any:
+        """An object.
+
+        :raises LookupError: there is none of that type with that id.
+        """
+        found, value = self._objects.get(id, ("", None))
+        if found != kind:
+            raise LookupError(id)
+        return value
 
     def secret(self, id: str) -> bytes:
         """What a secret holds, decoded and decrypted.
 
         :raises ImageError: there is no secret with that id.
         """
-        if id not in self._secrets:
-            raise ImageError(f"No secret with id '{id}'")
-        return self._secrets[id].reveal()
+        try:
+            content: bytes = self.get("secret", id).reveal()
+        except LookupError:
+            raise ImageError(f"No secret with id '{id}'") from None
+        return content
 
 
 def _from_options(text: str) -> dict[str, str]:
@@ -59,16 +95,21 @@ def _from_options(text: str) -> dict[str, str]:
         first = ("qom-type", first[0])
     values: dict[str, str] = {}
     for name, value in (first, *rest):
-        if name in (*OPTIONS, "qom-type", "id"):
+        if name in _known(values.get("qom-type", "secret")):
             values[name] = "on" if value is None else value
         elif "data" in values:
             # Perhaps the rest of a password with a comma in it: not to be shown.
             raise InvalidOption(
                 "An object has a parameter that is unexpected", hint="A comma inside a value has to be doubled."
             )
-        elif values.get("qom-type", "secret") == "secret":
+        elif values.get("qom-type", "secret") in KINDS:
             raise InvalidOption(f"Parameter '{name}' is unexpected")
     return values
+
+
+def _known(kind: str) -> Collection[str]:
+    """The parameters of objects of a type; of an unknown one, none."""
+    return ("qom-type", "id", *(KINDS[kind].options if kind in KINDS else ()))
 
 
 def _from_json(text: str) -> dict[str, str]:
@@ -78,16 +119,14 @@ def _from_json(text: str) -> dict[str, str]:
         values = json.loads(text)
     except (ValueError, RecursionError):
         raise InvalidOption("JSON parse error in the definition of an object") from None
-    _require_known(values)
-    for name, value in values.items():
-        if not isinstance(value, str):
-            raise InvalidOption(f"Invalid parameter type for '{name}', expected: string")
-    return dict(values)
-
-
-def _require_known(values: Mapping[str, object]) -> None:
-    """Refuse parameters that a secret does not have; of other types only the name of the type will be of interest."""
-    if values.get("qom-type") == "secret":
-        for name in values:
-            if name not in (*OPTIONS, "qom-type", "id"):
+    kind = values.get("qom-type")
+    if kind == "secret":
+        for name, value in values.items():
+            if name in _known(kind) and not isinstance(value, str):
+                raise InvalidOption(f"Invalid parameter type for '{name}', expected: string")
+    texts = {name: scalar_text(value) for name, value in flat(values).items()}
+    if kind in KINDS:
+        for name in texts:
+            if name not in _known(kind):
                 raise InvalidOption(f"Parameter '{name}' is unexpected")
+    return texts

@@ -10,21 +10,17 @@ from ..engine.info import NodeInfo
 from ..hookspecs import Snapshot
 from ..sizes import human_size
 
-FILE_DRIVERS = ("file", "host_device")
-"""Drivers whose nodes QEMU describes as of type ``file``, with nothing in it, and never as dirty."""
-
 _INDENT = "    "
 
 
 def info_object(info: NodeInfo) -> dict[str, Any]:
     """The facts as QEMU's ``ImageInfo``, ready for the JSON writer."""
     children = [{"name": role, "info": info_object(child)} for role, child in info.children.items()]
-    is_file = info.driver in FILE_DRIVERS
-    specific = {} if is_file else info.specific
+    specific = None if info.specific is None else {"type": info.specific_type or info.driver, "data": info.specific}
     facts: dict[str, Any] = {
         "filename": info.filename,
         "format": info.driver,
-        "dirty-flag": False if is_file else info.dirty,
+        "dirty-flag": info.dirty,
         "actual-size": info.allocated_size,
         "virtual-size": info.size,
         "cluster-size": info.cluster_size,
@@ -33,7 +29,7 @@ def info_object(info: NodeInfo) -> dict[str, Any]:
         "full-backing-filename": info.backing_path,
         "backing-filename-format": info.backing_format,
         "snapshots": [_snapshot_object(snapshot) for snapshot in info.snapshots] or None,
-        "format-specific": None if specific is None else {"type": "file" if is_file else info.driver, "data": specific},
+        "format-specific": specific,
         "children": children,
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -59,6 +59,11 @@ AMEND_OPTIONS = (
 
 RUNTIME_OPTIONS = (
     Option("encrypt.format", OptionType.STRING, "How the image is encrypted; it has to be what the image says"),
-    Option("encrypt.key-secret", OptionType.STRING, "ID of secret providing qcow AES key or LUKS passphrase"),
+    Option(
+        "encrypt.key-secret",
+        OptionType.STRING,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+        strong=True,
+    ),
     Option("encrypt.max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
 )

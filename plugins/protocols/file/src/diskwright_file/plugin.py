@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from diskwright.errors import InvalidOption
 from diskwright.extent import Extent, ExtentTable
-from diskwright.hookspecs import CreatedNode, ProtocolOptions, hookimpl
+from diskwright.hookspecs import CreatedNode, Description, ProtocolOptions, hookimpl
 from diskwright.node import Node
 from diskwright.options import Option, OptionType
 
 if TYPE_CHECKING:
     from .node import FileNode
+
+LOCKING = ("auto", "on", "off")
+AIO = ("threads", "native", "io_uring")
 
 
 class FileDriver:
@@ -25,6 +29,10 @@ class FileDriver:
         """Open an existing file or block device."""
         from .node import DIRECT, FileNode, open_existing
 
+        if not filename:
+            raise InvalidOption("The 'file' block driver requires a file name")
+        if options.values.get("aio") == "native" and options.cache not in DIRECT:
+            raise InvalidOption("aio=native was specified, but it requires cache.direct=on, which was not specified.")
         fd = open_existing(
             filename, options, regular_files=self.regular_files, character_devices=self.character_devices
         )
@@ -32,6 +40,18 @@ class FileDriver:
         if options.cache in DIRECT:
             _go_direct(node)
         return node
+
+    @hookimpl
+    def runtime_options(self) -> Sequence[Option]:
+        """How the file is locked; the rest is about event loops and helper processes, and changes nothing here."""
+        return [
+            Option("locking", OptionType.STRING, "Whether to lock the file (auto, on, off)", choices=LOCKING),
+            Option("aio", OptionType.STRING, "How QEMU would do I/O (threads, native, io_uring)", choices=AIO),
+            Option("aio-max-batch", OptionType.NUMBER, "Most requests that QEMU would submit at once"),
+            Option("pr-manager", OptionType.STRING, "Persistent reservations, which are for running machines only"),
+            Option("drop-cache", OptionType.BOOL, "Drop the page cache when a machine moves away"),
+            Option("x-check-cache-dropped", OptionType.BOOL, "See whether that has happened"),
+        ]
 
     @hookimpl
     def creation_options(self) -> Sequence[Option]:
@@ -56,6 +76,11 @@ class FileDriver:
         if options.cache in DIRECT:
             _go_direct(node)
         return node
+
+    @hookimpl
+    def describe(self) -> Description:
+        """A file has no facts of its own, and QEMU says just that."""
+        return Description(specific={}, dirty=False, type="file")
 
     @hookimpl
     def block_status(self, image: Node, offset: int, length: int) -> Iterable[Extent | ExtentTable]:

@@ -1,0 +1,149 @@
+"""A disk that passes everything on to a node below it: the base of filters, and the disk that a protocol's node is.
+
+A filter overrides what it wants to see. Where it watches reads, the map keeps the places of the bytes for whoever asks
+where they are, but has them read through the filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+from .errors import InvalidOption, NodeIOError, UnsupportedOperation
+from .extent import Extent, ExtentTable, Kind
+from .node import (
+    Buffer,
+    Bytes,
+    Discarding,
+    Image,
+    Lockable,
+    Node,
+    Permission,
+    Placement,
+    Truncatable,
+    Writable,
+    WritableImage,
+    Zeroing,
+)
+
+ZERO_CHUNK = 1 << 20
+"""Bytes of zeros written at a time where the node below cannot make zeros by itself."""
+
+
+class Passing(WritableImage):
+    """The disk of the node below, unchanged.
+
+    :ivar below: the node that everything is passed on to.
+    :ivar role: what that node is to this one.
+    :ivar watches_reads: whether data must be read through this node, not from where it stands.
+    :ivar plain_name: a name other than ``json:`` by which the node can be opened again, ``None`` without one.
+    """
+
+    watches_reads = False
+    plain_name: str | None = None
+
+    def __init__(self, below: Node, *, role: str = "file", writable: bool = False) -> None:
+        super().__init__()
+        self.file = self.below = below
+        self.role = role
+        self.read_only = not writable
+        self.filename = below.filename
+        if isinstance(below, Image):
+            self.backing = below.backing
+            self.cluster_size = below.cluster_size
+            self.encrypted = below.encrypted
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.below.size
+
+    def children(self) -> dict[str, Node]:
+        return {self.role: self.below}
+
+    def identity(self) -> Hashable | None:
+        return self.below.identity()
+
+    def new_reads_zero(self) -> bool:
+        return self.below.new_reads_zero()
+
+    def set_permissions(self, used: Permission, shared: Permission) -> None:
+        """What is done to this node is done to the one below; an image there has locked its own file."""
+        if isinstance(self.below, Lockable):
+            self.below.set_permissions(used, shared)
+
+    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent | ExtentTable]:
+        """The map of the node below; what is to be watched is read by :meth:`read_encoded`."""
+        found = self.below.extents(offset, length)
+        return map(self._watched, found) if self.watches_reads else found
+
+    def _watched(self, item: Extent | ExtentTable) -> Extent | ExtentTable:
+        if isinstance(item, Extent):
+            return item._replace(kind=Kind.ENCODED) if item.kind is Kind.DATA else item
+        rows = item.rows.copy()
+        rows["kind"][rows["kind"] == Kind.DATA] = Kind.ENCODED
+        return ExtentTable(rows, item.nodes)
+
+    def read_into(self, offset: int, buffer: Buffer) -> None:
+        """Through the node below, and all layers that are below that one."""
+        self.below.read_into(offset, buffer)
+
+    def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        """What the map of the node below has as data, or as encoded."""
+        self.read_into(offset, buffer)
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        """To the node below."""
+        if not isinstance(self.below, Writable):
+            raise UnsupportedOperation(f"Format driver '{self.below.driver}' does not support writing")
+        self.below.write_at(offset, data)
+
+    def allocate(self, offset: int, length: int) -> Sequence[Placement]:
+        """Bytes are written to this node itself, at their own offset: the node below finds their places."""
+        if offset + length > self.size and isinstance(self.below, Image):
+            raise InvalidOption(f"'{self.filename}' ends at {self.size}")
+        return [Placement(offset, length, self, offset)] if length else []
+
+    def link(self, placements: Sequence[Placement]) -> None:
+        """Nothing to do: the node below has done it."""
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """By the means of the node below, or by writing zeros to it."""
+        if isinstance(self.below, WritableImage) and isinstance(self.below, Zeroing):
+            with self.below.lock:
+                self.below.write_zeroes(offset, length, unmap=unmap)
+        elif isinstance(self.below, Zeroing):
+            self.below.write_zeroes(offset, length, unmap=unmap)
+        else:
+            zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
+            for done in range(0, length, ZERO_CHUNK):
+                self.write_at(offset + done, zeros[: length - done])
+
+    def discard(self, offset: int, length: int) -> None:
+        """By the means of the node below, if it has any: what is discarded may just as well stay."""
+        if isinstance(self.below, WritableImage) and isinstance(self.below, Discarding):
+            with self.below.lock:
+                self.below.discard(offset, length)
+        elif isinstance(self.below, Discarding):
+            self.below.discard(offset, length)
+
+    def truncate(self, size: int, preallocation: str = "off") -> None:
+        """By the means of the node below.
+
+        :raises UnsupportedOperation: it has none.
+        """
+        if not isinstance(self.below, Truncatable):
+            raise UnsupportedOperation("Image format driver does not support resize")
+        self.below.truncate(size, preallocation)
+
+    def flush(self) -> None:
+        self.below.flush()
+
+    def release(self) -> None:
+        self.below.close()
+
+
+def io_error(action: str, number: int) -> NodeIOError:
+    """The failure of an operation with one of the system's error numbers, as if the system had reported it."""
+    import os
+
+    return NodeIOError(action, OSError(number, os.strerror(number)))

@@ -1,0 +1,331 @@
+"""From option trees to opened nodes: each node of a tree is opened by its driver, after the nodes it stands on.
+
+A tree names a driver and has its runtime options; the values that are trees themselves are its children. What has no
+driver is a file where a protocol's node is wanted, and an image whose format is probed elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from .errors import ImageError, InvalidOption, UnknownFormat
+from .filenames import FileName, local_filename, parse_filename
+from .graph import OpenRequest, attach_backing, open_format, permissions, probe
+from .hookspecs import FilterOptions
+from .node import Image, Lockable, Node
+from .options import Option, declaration_name, runtime_values
+from .passing import Passing
+from .trees import JSON_PREFIX, MAX_DEPTH, Scalar, Tree, flat, json_name, nested, scalar_text, take_node_options
+
+if TYPE_CHECKING:
+    from .context import Context
+
+MAX_OPTION_FILE = 1 << 20
+"""Most bytes of a file that an option names, such as blkdebug's rules."""
+
+
+def open_tree(context: Context, tree: Tree, format: str | None, request: OpenRequest, role: str | None) -> Image:
+    """Open an image that is named by the options of its nodes; the tree is consumed.
+
+    :param format: its format if the tree does not name a driver.
+    :raises ImageError: it cannot be opened; nothing stays open.
+    """
+    if "driver" not in tree and format is not None:
+        tree = {"driver": format, **tree}
+    return _Wiring(context, role).image(tree, request)
+
+
+def open_named(context: Context, name: FileName, request: OpenRequest, role: str | None) -> Node:
+    """Open the node that a name stands for: of a protocol, or of a filter with a prefix of its own."""
+    return _Wiring(context, role).named_file(name, request)
+
+
+@dataclass
+class _Wiring:
+    """The nodes of one tree.
+
+    :ivar role: what the top node is to the image that names it, ``None`` if the user does.
+    :ivar named: the nodes that others may refer to, by node name.
+    :ivar trees: what each node can be opened with again, by its ``id``.
+    """
+
+    context: Context
+    role: str | None
+    named: dict[str, Node] = field(default_factory=dict)
+    trees: dict[int, Tree] = field(default_factory=dict)
+    depth: int = 0
+
+    def image(self, tree: Tree, request: OpenRequest) -> Image:
+        """Open the disk that a tree describes."""
+        node = self._node(tree, request, protocol=False)
+        if isinstance(node, Image):
+            return node
+        # A protocol's node as such is a disk too: the one that its bytes are.
+        disk = Passing(node, writable=request.writable)
+        disk.bind(node.driver, None)
+        disk.set_permissions(*permissions(request, shares_writers=True))
+        return disk
+
+    def _node(self, value: Scalar | Tree, request: OpenRequest, *, protocol: bool) -> Node:
+        """Open a node and what it stands on.
+
+        :param value: a tree, or the name of a node that is open already.
+        :param protocol: whether what has no driver is a file, rather than an image.
+        """
+        if not isinstance(value, dict):
+            return self._referred(scalar_text(value))
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise InvalidOption(f"Options are nested more than {MAX_DEPTH} levels deep")
+        driver = _driver(value)
+        common = take_node_options(value)
+        if common.read_only and request.writable:
+            raise InvalidOption("Block node is read-only")
+        request = replace(
+            request, force_share=request.force_share or common.force_share, cache=common.cache or request.cache
+        )
+        node = self._open(driver, value, request, protocol=protocol)
+        if isinstance(node, Image):
+            node.detect_zeroes = common.detect_zeroes
+        if common.name is not None:
+            if common.name in self.named:
+                node.close()
+                raise InvalidOption(f"Duplicate nodes with node-name='{common.name}'")
+            self.named[common.name] = node
+        self.depth -= 1
+        return node
+
+    def _referred(self, name: str) -> Node:
+        if name not in self.named:
+            raise InvalidOption(f"Cannot find device='{name}' nor node-name='{name}'")
+        return self.named[name]
+
+    def _open(self, driver: str | None, tree: Tree, request: OpenRequest, *, protocol: bool) -> Node:
+        context = self.context
+        if driver is None and protocol and "file" not in tree:
+            return self._file(tree, request)
+        if driver is None or context.formats.knows(driver):
+            return self._format(driver, tree, request)
+        if context.filters.knows(driver):
+            return self._filter(driver, tree, request, protocol=protocol)
+        if context.protocols.knows(driver):
+            return self._protocol(driver, tree, request)
+        context.formats.load(driver)  # says which package has it
+        raise UnknownFormat(f"Unknown driver '{driver}'")
+
+    # Formats
+
+    def _format(self, driver: str | None, tree: Tree, request: OpenRequest) -> Image:
+        own_backing = {"backing": tree.pop("backing")} if "backing" in tree else {}
+        if "file" not in tree:
+            if driver is None:
+                raise InvalidOption("Must specify either driver or file")
+            raise InvalidOption('A block device must be specified for "file"')
+        below = self._node(tree.pop("file"), replace(request, options=None), protocol=True)
+        with ExitStack() as undo:
+            undo.callback(below.close)
+            children = dict(self._children(driver or probe(self.context, below), tree, request, undo))
+            values = flat(tree)
+            options = {key: scalar_text(value) for key, value in values.items()}
+            below_request = replace(request, options=options)
+            image = open_format(self.context, below, below.filename, driver, below_request, children=children)
+            undo.pop_all()
+        self._name_format(image, values, {"file": below, **children})
+        if own_backing:
+            self._set_backing(image, own_backing["backing"], request)
+        return image
+
+    def _children(self, format: str, tree: Tree, request: OpenRequest, undo: ExitStack) -> Iterator[tuple[str, Node]]:
+        """Open the nodes that a tree names for roles of the format, ``file`` and ``backing`` apart."""
+        if not self.context.formats.has("child_roles", format):
+            return
+        for role in self.context.formats.call("child_roles", format):
+            if role not in tree:
+                continue
+            node = self._node(tree.pop(role), replace(request, options=None), protocol=True)
+            undo.callback(node.close)
+            if isinstance(node, Lockable):
+                node.set_permissions(*permissions(request, shares_writers=False))
+            yield role, node
+
+    def _name_format(self, image: Image, values: Mapping[str, Scalar], children: Mapping[str, Node]) -> None:
+        below = children["file"]
+        plain = None
+        if len(children) == 1 and not below.filename.startswith(JSON_PREFIX) and not _is_format(self.context, below):
+            plain = below.filename
+        declared: Sequence[Option] = ()
+        if self.context.formats.has("runtime_options", image.driver):
+            declared = self.context.formats.call("runtime_options", image.driver)
+        self._name(image, image.driver, declared, values, children, plain)
+
+    def _set_backing(self, image: Image, backing: Scalar | Tree, request: OpenRequest) -> None:
+        """Let a tree's own word on the backing layer stand for the image's: null means none. A failure closes it."""
+        try:
+            self._put_backing(image, backing, request)
+        except BaseException:
+            image.close()
+            raise
+
+    def _put_backing(self, image: Image, backing: Scalar | Tree, request: OpenRequest) -> None:
+        if backing is None or backing == "":
+            if backing == "":
+                self.context.warn('Use of "backing": "" is deprecated; use "backing": null instead')
+            image.backing_file = None
+            return
+        if not request.backing:
+            return
+        below = replace(request, writable=1 in request.writable_depths, exclusive=True, options=None)
+        try:
+            node = self._node(backing, below, protocol=False)
+        except ImageError as error:
+            raise error.in_context("Could not open backing file") from error
+        image.backing = node
+        self.trees[id(image)]["backing"] = self.trees.get(id(node), {})
+        image.filename = json_name(self.trees[id(image)])
+
+    # Filters
+
+    def _filter(self, driver: str, tree: Tree, request: OpenRequest, *, protocol: bool) -> Image:
+        filters = self.context.filters
+        below = replace(request, options=None)
+        children: dict[str, Node] = {}
+        with ExitStack() as undo:
+            for role, value in list(_taken(tree, filters.call("child_roles", driver))):
+                node = self._node(value, below, protocol=protocol)
+                undo.callback(node.close)
+                if isinstance(node, Image) and request.backing:
+                    attach_backing(self.context, node, below)
+                children[role] = node
+            declared = filters.call("runtime_options", driver) if filters.has("runtime_options", driver) else ()
+            values = flat(tree)
+            unknown = f"Block format '{driver}' does not support the option '{{}}'"
+            options = FilterOptions(
+                writable=request.writable,
+                values=runtime_values(declared, {key: scalar_text(value) for key, value in values.items()}, unknown),
+                find_object=self.context.objects.get,
+                read_file=self._read_file,
+            )
+            image: Image = filters.call("open", driver, children=children, options=options)
+            undo.pop_all()
+        image.bind(driver, None)
+        image.read_only = not request.writable
+        if isinstance(image, Lockable) and not protocol:
+            image.set_permissions(*permissions(request, shares_writers=True))
+        plain = image.plain_name if isinstance(image, Passing) else None
+        self._name(image, driver, declared, values, children, plain)
+        return image
+
+    def _read_file(self, path: str) -> bytes:
+        with self.context.gate.open(local_filename(path), writable=False, role=None, cache="writeback") as node:
+            if node.size > MAX_OPTION_FILE:
+                raise InvalidOption(f"'{path}' has more than {MAX_OPTION_FILE} bytes")
+            return node.read_at(0, node.size)
+
+    # Protocols
+
+    def named_file(self, name: FileName, request: OpenRequest) -> Node:
+        """Open the node that a name stands for."""
+        filters = self.context.filters
+        if not self.context.protocols.knows(name.protocol) and filters.knows(name.protocol):
+            tree = nested(filters.call("tree_of_name", name.protocol, filename=name.path))
+            return self._filter(name.protocol, tree, request, protocol=True)
+        return self.context.gate.open(name, writable=request.writable, role=self.role, cache=request.cache)
+
+    def _file(self, tree: Tree, request: OpenRequest) -> Node:
+        """Open a file that a tree names without saying by which protocol."""
+        filename = tree.get("filename")
+        if filename is None or isinstance(filename, dict):
+            raise InvalidOption('A block device must be specified for "file"' if tree else "No file name is given")
+        name = parse_filename(scalar_text(filename))
+        if not self.context.protocols.knows(name.protocol) and self.context.filters.knows(name.protocol):
+            return self.named_file(name, request)
+        return self._protocol_node(name, tree, request)
+
+    def _protocol(self, driver: str, tree: Tree, request: OpenRequest) -> Node:
+        filename = tree.get("filename")
+        if isinstance(filename, dict):
+            raise InvalidOption("Parameter 'filename' expects a string")
+        path = scalar_text(filename)
+        return self._protocol_node(local_filename(path) if driver == "file" else FileName(driver, path), tree, request)
+
+    def _protocol_node(self, name: FileName, tree: Tree, request: OpenRequest) -> Node:
+        given = flat(tree)
+        given.pop("filename", None)
+        gate = self.context.gate
+        texts = {key: scalar_text(value) for key, value in given.items()}
+        node = gate.open(name, writable=request.writable, role=self.role, cache=request.cache, values=texts)
+        if name.path:
+            given["filename"] = node.filename
+        self._name(node, node.driver, gate.runtime_options(name.protocol), given, {}, node.filename)
+        return node
+
+    # Names
+
+    def _name(
+        self,
+        node: Node,
+        driver: str,
+        declared: Sequence[Option],
+        values: Mapping[str, Scalar],
+        children: Mapping[str, Node],
+        plain: str | None,
+    ) -> None:
+        """Give a node the name by which it can be opened again: the file's alone where that says it all.
+
+        :param values: the runtime options that were given; those that do not change what is read are left out.
+        :param plain: its name if there are no such options.
+        """
+        strong = {option.name for option in declared if option.strong}
+        kept = {key: value for key, value in values.items() if declaration_name(key) in strong}
+        tree = {"driver": driver, **nested(kept)}
+        if "filename" in values:
+            tree["filename"] = values["filename"]
+        for role, child in children.items():
+            _put(tree, role, self.trees.get(id(child)) or _tree_of_file(child))
+        self.trees[id(node)] = tree
+        node.filename = plain if plain is not None and not kept else json_name(tree)
+
+
+def _driver(tree: Tree) -> str | None:
+    driver = tree.pop("driver", None)
+    if isinstance(driver, dict):
+        raise InvalidOption("Parameter 'driver' expects a string")
+    return None if driver is None else scalar_text(driver)
+
+
+def _taken(tree: Tree, roles: Sequence[str]) -> Iterator[tuple[str, Scalar | Tree]]:
+    """Remove the children from a filter's tree: (role, value)."""
+    for role in roles:
+        name, _, star = role.partition(".")
+        if name not in tree:
+            raise InvalidOption(f'A block device must be specified for "{name}"')
+        value = tree.pop(name)
+        if not star:
+            yield name, value
+            continue
+        items = value if isinstance(value, dict) else {}
+        for index in range(len(items)):
+            if str(index) not in items:
+                raise InvalidOption(f"Parameter '{name}' has no element {index}")
+            yield f"{name}.{index}", items[str(index)]
+
+
+def _put(tree: Tree, role: str, child: Tree) -> None:
+    name, _, index = role.partition(".")
+    if not index:
+        tree[name] = child
+        return
+    items = tree.setdefault(name, {})
+    if isinstance(items, dict):
+        items[index] = child
+
+
+def _is_format(context: Context, node: Node) -> bool:
+    return isinstance(node, Image) and context.formats.knows(node.driver)
+
+
+def _tree_of_file(node: Node) -> Tree:
+    return {"driver": node.driver, "filename": node.filename}
