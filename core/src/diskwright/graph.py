@@ -126,8 +126,8 @@ def open_format(
     """
     if format is None:
         format = probe(context, node)
-        if request.writable:
-            _warn_of_guess(context, node, format)
+        if request.writable and _is_guessed(context, node, format):
+            node = _guarded(context, node, format)
     driver = context.formats.load(format)
     if isinstance(node, Lockable):
         shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
@@ -189,17 +189,24 @@ def _head(node: Node) -> bytes:
     return node.read_at(0, min(PROBE_LENGTH, node.size))
 
 
-def _warn_of_guess(context: Context, node: Node, format: str) -> None:
-    """Warn of writing to an image whose format was not told by a signature: what a guest writes may look like one."""
+def _is_guessed(context: Context, node: Node, format: str) -> bool:
+    """Whether nothing but the absence of other signatures speaks for a format."""
     hits = context.formats.call("probe", format, head=_head(node), filename=node.filename)
-    if max(hit.score for hit in hits) > 1:
-        return
+    return max(hit.score for hit in hits) <= 1
+
+
+def _guarded(context: Context, node: Node, format: str) -> Node:
+    """The node for writing to an image of a guessed format, with a warning."""
+    from .guard import ProbeGuard
+
     context.warn(
         f"WARNING: Image format was not specified for '{node.filename}' and probing guessed {format}.\n"
         "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be "
         "restricted.\n"
         f"         Specify the '{format}' format explicitly to remove the restrictions."
     )
+    filename = node.filename
+    return ProbeGuard(node, lambda head: context.formats.probe(head, filename), format)
 
 
 def permissions(request: OpenRequest, *, shares_writers: bool) -> tuple[Permission, Permission]:

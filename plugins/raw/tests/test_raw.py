@@ -160,3 +160,35 @@ def test_measure(size: int) -> None:
     measured = context.formats.call("measure", "raw", size=size, values={}, ranges=[], source=None)
     shown = json.loads(qemu_img("measure", "-O", "raw", "--size", size, "--output=json").stdout)
     assert (measured.required, measured.fully_allocated) == (shown["required"], shown["fully-allocated"])
+
+
+class TestGuessedFormat:
+    """What is written to a disk whose format was guessed cannot turn it into an image of another format."""
+
+    @pytest.fixture
+    def disk(self, tmp_path: Path) -> Path:
+        path = tmp_path / "disk.img"
+        path.write_bytes(bytes(65536))
+        return path
+
+    @pytest.mark.parametrize(
+        ("offset", "data"), [(0, b"QFI\xfb\0\0\0\3"), (0, bytes(3000).replace(bytes(8), b"vhdxfile", 1)), (4, b"fi")]
+    )
+    def test_headers_are_refused(self, disk: Path, offset: int, data: bytes) -> None:
+        if offset:  # only together with what is there
+            disk.write_bytes(b"vhdx\0\0le" + bytes(65528))
+        before = disk.read_bytes()
+        with diskwright.open(disk, writable=True) as image, pytest.raises(OSError, match="Operation not permitted"):
+            image.write_at(offset, data)  # type: ignore[attr-defined]
+        assert disk.read_bytes() == before
+
+    def test_anything_else_is_written(self, disk: Path) -> None:
+        with diskwright.open(disk, writable=True) as image:
+            for offset, data in ((0, b"hello"), (4096, b"QFI\xfb\0\0\0\3"), (2040, b"x" * 100)):
+                image.write_at(offset, data)  # type: ignore[attr-defined]
+                assert image.read_at(offset, len(data)) == data
+
+    def test_who_names_the_format_may_write_anything(self, disk: Path) -> None:
+        with diskwright.open(disk, "raw", writable=True) as image:
+            image.write_at(0, b"QFI\xfb\0\0\0\3")  # type: ignore[attr-defined]
+        assert disk.read_bytes()[:4] == b"QFI\xfb"
