@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from .extent import Extent as Extent
     from .extent import ExtentTable as ExtentTable
     from .extent import Kind as Kind
-    from .gate import Policy as Policy
     from .node import Image as Image
+    from .policy import Policy as Policy
 
 _HOMES = {
     "amend": "api",
@@ -76,7 +76,7 @@ _HOMES = {
     "Extent": "extent",
     "ExtentTable": "extent",
     "Kind": "extent",
-    "Policy": "gate",
+    "Policy": "policy",
     "Image": "node",
 }
 __all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605  the names are those of the table

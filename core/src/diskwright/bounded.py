@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import InvalidImage
+from .errors import InvalidImage, RefusedByPolicy
 from .node import Node
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class BoundedReader:
     def bytes(self, offset: int, length: int, name: str, *, limit: int | None = None) -> bytes:
         """Exactly ``length`` bytes at ``offset``."""
         self.require(offset, length, name, limit=limit)
+        if self.node.metadata_budget is not None:
+            self.node.metadata_budget -= length
+            if self.node.metadata_budget < 0:
+                raise RefusedByPolicy(f"'{self.node.filename}' has more metadata than the policy allows to read")
         return self.node.read_at(offset, length)
 
     def structure(self, declaration: Structure, offset: int, name: str) -> Any:

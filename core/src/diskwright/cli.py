@@ -9,11 +9,13 @@ import argparse
 import os
 import signal
 import sys
+from functools import reduce
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .errors import ImageError, reason_of
+from .limits import TimeIsOver
 from .render.printer import Printer
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class App:
     :ivar out: standard output.
     :ivar err: standard error.
     :ivar program: the name that messages start with.
+    :ivar policies: what the user allows, in the syntax of :func:`diskwright.policy.parse_policy`.
     """
 
     def __init__(self, program: str) -> None:
@@ -69,14 +72,18 @@ class App:
         self.out = Printer(sys.stdout)
         self.err = Printer(sys.stderr)
         self._context: Context | None = None
+        self.policies: list[str] = []
 
     @property
     def context(self) -> Context:
         """Drivers and policy; made when first used."""
         if self._context is None:
             from .context import Context
+            from .limits import apply
+            from .policy import Policy, parse_policy
 
-            self._context = Context()
+            self._context = Context(reduce(Policy.narrowed, map(parse_policy, self.policies), Policy()))
+            apply(self._context.gate.policy)
             self._context.warn = self._warn_of_image
         return self._context
 
@@ -109,7 +116,7 @@ def main(arguments: list[str] | None = None, program: str = "diskwright") -> int
     try:
         code = _dispatch(app, sys.argv[1:] if arguments is None else arguments)
         app.out.flush()
-    except (Exception, KeyboardInterrupt, Interrupted) as failure:
+    except (Exception, KeyboardInterrupt, Interrupted, TimeIsOver) as failure:
         return _report(app, failure)
     return code
 
@@ -120,6 +127,9 @@ def _report(app: App, failure: BaseException) -> int:
         return 128 + failure.number
     if isinstance(failure, KeyboardInterrupt):
         return 128 + signal.SIGINT
+    if isinstance(failure, TimeIsOver):
+        app.error(str(failure))
+        return 1
     if isinstance(failure, BrokenPipeError) and not isinstance(failure, ImageError):
         _silence_stdout()
         return 128 + signal.SIGPIPE
@@ -177,6 +187,14 @@ def _dispatch(app: App, arguments: list[str]) -> int:
         default=[],
         help="define a secret that images refer to: secret,id=ID,file=FILE",
     )
+    parser.add_argument(
+        "--policy",
+        dest="policies",
+        metavar="POLICY",
+        action="append",
+        default=[],
+        help="what may be opened and used, as backing=off,protocols=file,directories=/srv,memory=512M,time=10",
+    )
     rest, operands = getattr(command, "split_operands", split_at_dashes)(rest)
     try:
         # Options may stand anywhere among the operands.
@@ -184,6 +202,7 @@ def _dispatch(app: App, arguments: list[str]) -> int:
     except SystemExit as done:  # --help has been printed
         return int(done.code or 0)
     options.operands += operands
+    app.policies = options.policies
     for text in options.objects:
         app.context.objects.add(text)
     code: int = command.run(options, app)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from .gate import Gate, Policy
+from .gate import Gate
 from .objects import ObjectStore
+from .policy import Policy, ambient_policy
 from .registry import Registry
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def ignore(text: str) -> None:
 class Context:
     """Drivers and policy; images are opened through it.
 
+    :param policy: what the user of the context allows; what installation and environment forbid stays forbidden.
     :ivar formats: the format drivers.
     :ivar protocols: the protocol drivers.
     :ivar filters: the filter drivers.
@@ -35,7 +37,7 @@ class Context:
         self.formats = Registry("diskwright.formats")
         self.protocols = Registry("diskwright.protocols", unknown="Unknown protocol '{}'")
         self.filters = Registry("diskwright.filters")
-        self.gate = Gate(self.protocols, policy or Policy())
+        self.gate = Gate(self.protocols, ambient_policy().narrowed(policy or Policy()))
         self.objects = ObjectStore()
 
     def open(

@@ -9,23 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ImageError, RefusedByPolicy, UnsupportedOperation
+from .errors import ImageError, UnsupportedOperation
 from .filenames import FileName
 from .hookspecs import CreatedNode, ProtocolOptions
 from .node import Node
 from .options import Option, runtime_values
+from .policy import Policy
 from .registry import Registry
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What a caller allows.
-
-    :ivar implicit: whether files may be opened that an image names (backing files, data files, extents) rather than
-        the caller.
-    """
-
-    implicit: bool = True
 
 
 @dataclass
@@ -50,8 +40,9 @@ class Gate:
         :raises RefusedByPolicy: the policy forbids it.
         :raises InvalidOption: the protocol does not know an option.
         """
-        if role is not None and not self.policy.implicit:
-            raise RefusedByPolicy(f"The policy forbids to open the {role} file '{name.path}' that the image names")
+        if role is not None:
+            self.policy.require_role(role, name.path)
+        self.policy.require_name(name.protocol, name.path)
         typed: Mapping[str, Any] = {}
         if values:
             unknown = f"Block protocol '{name.protocol}' doesn't support the option '{{}}'"
@@ -72,6 +63,7 @@ class Gate:
 
     def create(self, name: FileName, *, values: Mapping[str, Any], cache: str) -> CreatedNode:
         """Create a file, or prepare to replace one; it appears under its name on ``commit`` only."""
+        self.policy.require_name(name.protocol, name.path)
         options = ProtocolOptions(writable=True, values=values, cache=cache)
         if not self.protocols.has("create", name.protocol):
             raise UnsupportedOperation(f"Protocol driver '{name.protocol}' does not support image creation")

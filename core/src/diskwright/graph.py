@@ -128,6 +128,8 @@ def open_format(
         format = probe(context, node)
         if request.writable and _is_guessed(context, node, format):
             node = _guarded(context, node, format)
+    context.gate.policy.require_format(format, writable=request.writable)
+    node.metadata_budget = context.gate.policy.metadata
     driver = context.formats.load(format)
     if isinstance(node, Lockable):
         shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
@@ -192,7 +194,8 @@ def _head(node: Node) -> bytes:
 def _is_guessed(context: Context, node: Node, format: str) -> bool:
     """Whether nothing but the absence of other signatures speaks for a format."""
     hits = context.formats.call("probe", format, head=_head(node), filename=node.filename)
-    return max(hit.score for hit in hits) <= 1
+    best: int = max(hit.score for hit in hits)
+    return best <= 1
 
 
 def _guarded(context: Context, node: Node, format: str) -> Node:

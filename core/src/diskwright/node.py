@@ -45,11 +45,13 @@ class Node(ABC):
     :ivar filename: the name a user knows it by.
     :ivar driver: the registered name of the driver that opened it; the core sets it.
     :ivar read_only: whether it was opened for reading only.
+    :ivar metadata_budget: bytes of metadata that may still be read of it, ``None`` for any number.
     """
 
     filename: str = ""
     driver: str = ""
     read_only: bool = True
+    metadata_budget: int | None = None
     _closed: bool = False
     _block_status: BlockStatus | None = None
 

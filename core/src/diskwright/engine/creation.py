@@ -75,6 +75,7 @@ class Creation:
         options = CreateOptions(
             filename=filename, size=size, values=values, create_child=self.child, secret=self.context.objects.secret
         )
+        self.context.gate.policy.require_format(format, writable=True)
         self.context.formats.call("create", format, target=node, options=options)
         return node
 

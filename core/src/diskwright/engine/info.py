@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, InvalidImage, RefusedByPolicy
+from ..errors import ImageError, InvalidImage
 from ..filenames import backing_filename
 from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
@@ -75,8 +75,8 @@ def inspect_chain(
     seen: set[Hashable] = set()
     name: str | None = filename
     while name is not None:
-        if described and not context.gate.policy.implicit:
-            raise RefusedByPolicy(f"The policy forbids to open the backing file '{name}' that the image names")
+        if described:
+            context.gate.policy.require_role("backing", name)
         if len(described) == MAX_CHAIN:
             raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=filename)
         with context.open(name, format, backing=False, describe_only=True, force_share=force_share) as image:
