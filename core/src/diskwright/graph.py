@@ -17,6 +17,7 @@ from .trees import (
     Tree,
     flat,
     json_name,
+    nested,
     take_node_options,
     tree_from_json,
     tree_from_options,
@@ -243,7 +244,8 @@ def open_format(
     if isinstance(node, Lockable):
         shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
         node.set_permissions(*_permissions(request, shares_writers=shares_writers))
-    children: list[Node] = []
+    named, request = _open_named_children(context, format, request)
+    children = list(named.values())
 
     def open_child(name: str, role: str) -> Node:
         if created and name in created:
@@ -255,16 +257,17 @@ def open_format(
             child.set_permissions(*_permissions(request, shares_writers=False))
         return child
 
-    options = OpenOptions(
-        filename=filename,
-        writable=request.writable,
-        describe_only=request.describe_only,
-        values=_runtime_values(context, format, request),
-        open_child=open_child,
-        secret=context.objects.secret,
-        check=request.check,
-    )
     try:
+        options = OpenOptions(
+            filename=filename,
+            writable=request.writable,
+            describe_only=request.describe_only,
+            values=_runtime_values(context, format, request),
+            open_child=open_child,
+            secret=context.objects.secret,
+            check=request.check,
+            children=named,
+        )
         image: Image = context.formats.call("open", format, source=node, options=options)
     except BaseException:
         for child in children:
@@ -274,6 +277,40 @@ def open_format(
     image.read_only = not request.writable
     image.bind(format, context.formats.block_status(format))
     return image
+
+
+def _open_named_children(context: Context, format: str, request: OpenRequest) -> tuple[dict[str, Node], OpenRequest]:
+    """Open the nodes that the runtime options name for roles of the format.
+
+    :returns: the nodes by role, and the request without these options.
+    """
+    if not request.options or not context.formats.has("child_roles", format):
+        return {}, request
+    roles: Sequence[str] = context.formats.call("child_roles", format)
+    tree = nested(request.options)
+    below = replace(request, options=None)
+    children: dict[str, Node] = {}
+    try:
+        for role in [role for role in roles if role in tree]:
+            children[role] = _open_named_child(context, tree.pop(role), below)
+    except BaseException:
+        for child in children.values():
+            child.close()
+        raise
+    return children, replace(request, options={key: value or "" for key, value in flat(tree).items()})
+
+
+def _open_named_child(context: Context, value: str | Tree | None, request: OpenRequest) -> Node:
+    if not isinstance(value, dict):
+        raise InvalidOption(f"Cannot find device='{value}' nor node-name='{value}'")
+    node = _open_file_tree(context, value, request, role=None)
+    if isinstance(node, Lockable):
+        try:
+            node.set_permissions(*_permissions(request, shares_writers=False))
+        except BaseException:
+            node.close()
+            raise
+    return node
 
 
 def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict[str, Any]:

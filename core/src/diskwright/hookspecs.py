@@ -64,6 +64,8 @@ class OpenOptions:
     :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
     :ivar check: only ``check`` will be called: put up with whatever that will report, so that it can be repaired. An
         image opened like this and for writing is changed by nothing but the repair.
+    :ivar children: the nodes that the user named for roles of ``child_roles``, opened, by role. An image closes them,
+        as it closes the node that it stands in; if ``open`` fails, the core does.
     """
 
     filename: str
@@ -73,6 +75,7 @@ class OpenOptions:
     open_child: Callable[[str, str], Node]
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
+    children: Mapping[str, Node] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,14 @@ class FormatSpecs(Protocol):
     @hookspec(firstresult=True)
     def runtime_options(self) -> Sequence[Option]:
         """The options that ``open`` takes; without this hook there are none. Dots in their names are levels."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def child_roles(self) -> Sequence[str]:
+        """The roles, besides ``file`` and ``backing``, for which a user may name a node of his own.
+
+        They are names of runtime options whose values are option trees, e.g. ``header.filename=...``.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

@@ -130,6 +130,14 @@ def flat(tree: Tree) -> dict[str, str | None]:
     return dict(_flatten(tree))
 
 
+def nested(values: Mapping[str, str | None]) -> Tree:
+    """The tree of values by dotted keys: the reverse of :func:`flat`.
+
+    :raises InvalidOption: a key stands both for a value and for a tree.
+    """
+    return _crumple(iter(values.items()))
+
+
 def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     """All values that are no objects or lists, by dotted keys; not recursive, since depth is in strangers' hands."""
     pending: list[tuple[str, Any]] = list(value.items())[::-1]
