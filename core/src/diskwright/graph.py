@@ -162,6 +162,11 @@ def _tree_name(image: Image, values: Tree, file_values: Tree) -> str:
     :param file_values: the tree of what the image stands in.
     """
     node = image.file
+    children = image.children()
+    values = {
+        name: {**value, "driver": children[name].driver} if isinstance(value, dict) and name in children else value
+        for name, value in values.items()
+    }
     if not isinstance(node, Image):
         if not values:
             return node.filename
@@ -241,10 +246,11 @@ def open_format(
         if request.writable:
             _warn_of_guess(context, node, format)
     driver = context.formats.load(format)
+    shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
+    permissions = _permissions(request, shares_writers=shares_writers)
     if isinstance(node, Lockable):
-        shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
-        node.set_permissions(*_permissions(request, shares_writers=shares_writers))
-    named, request = _open_named_children(context, format, request)
+        node.set_permissions(*permissions)
+    named, request = _open_named_children(context, format, request, permissions)
     children = list(named.values())
 
     def open_child(name: str, role: str) -> Node:
@@ -279,9 +285,12 @@ def open_format(
     return image
 
 
-def _open_named_children(context: Context, format: str, request: OpenRequest) -> tuple[dict[str, Node], OpenRequest]:
+def _open_named_children(
+    context: Context, format: str, request: OpenRequest, permissions: tuple[Permission, Permission]
+) -> tuple[dict[str, Node], OpenRequest]:
     """Open the nodes that the runtime options name for roles of the format.
 
+    :param permissions: of the image's file; they are the same for these nodes.
     :returns: the nodes by role, and the request without these options.
     """
     if not request.options or not context.formats.has("child_roles", format):
@@ -292,7 +301,7 @@ def _open_named_children(context: Context, format: str, request: OpenRequest) ->
     children: dict[str, Node] = {}
     try:
         for role in [role for role in roles if role in tree]:
-            children[role] = _open_named_child(context, tree.pop(role), below)
+            children[role] = _open_named_child(context, tree.pop(role), below, permissions)
     except BaseException:
         for child in children.values():
             child.close()
@@ -300,13 +309,15 @@ def _open_named_children(context: Context, format: str, request: OpenRequest) ->
     return children, replace(request, options={key: value or "" for key, value in flat(tree).items()})
 
 
-def _open_named_child(context: Context, value: str | Tree | None, request: OpenRequest) -> Node:
+def _open_named_child(
+    context: Context, value: str | Tree | None, request: OpenRequest, permissions: tuple[Permission, Permission]
+) -> Node:
     if not isinstance(value, dict):
         raise InvalidOption(f"Cannot find device='{value}' nor node-name='{value}'")
     node = _open_file_tree(context, value, request, role=None)
     if isinstance(node, Lockable):
         try:
-            node.set_permissions(*_permissions(request, shares_writers=False))
+            node.set_permissions(*permissions)
         except BaseException:
             node.close()
             raise

@@ -15,7 +15,7 @@ from diskwright.bounded import BoundedReader
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedFeature, UnsupportedOperation
 from diskwright.node import SECTOR, Writable
 
-from .algorithms import CIPHERS, HASHES, IV_GENERATORS, MODES
+from .algorithms import CIPHERS, HASHES, IV_GENERATORS, MODES, require_cipher, require_hash
 from .ciphers import SectorCipher, sector_cipher
 from .header import Header, Slot
 from .keys import MAX_ITERATIONS, derive, iterations_for, merge, split
@@ -161,8 +161,7 @@ def _digest(header: Header, key: bytes) -> bytes:
 
 
 def _cipher(header: Header, key: bytes) -> SectorCipher:
-    if header.cipher != "aes":
-        raise UnsupportedFeature(f"Algorithm '{header.cipher_option}' not supported")
+    require_cipher(header.cipher_option)
     return sector_cipher(header.cipher, header.mode, header.ivgen, header.ivgen_hash, key)
 
 
@@ -225,6 +224,16 @@ class Parameters:
             detached=bool(values.get(prefix + "detached-header", False)),
         )
 
+    def require(self) -> None:
+        """Make sure that such a volume can be created.
+
+        :raises UnsupportedFeature: the cipher or hash is not known here.
+        """
+        require_hash(self.hash)
+        require_cipher(self.cipher)
+        family = CIPHERS[self.cipher].family
+        sector_cipher(family, self.mode, self.ivgen, self.ivgen_hash, bytes(self.key_bytes))
+
     @property
     def key_bytes(self) -> int:
         """Length of the volume's key; XTS takes two keys."""
@@ -250,6 +259,7 @@ def format_volume(parameters: Parameters, passphrase: bytes) -> bytes:
     """
     import uuid
 
+    parameters.require()  # before time is spent on the key
     key = os.urandom(parameters.key_bytes)
     empty = Slot(active=False, iterations=0, salt=bytes(SALT_SIZE), sector=0)
     sectors = [KEY_MATERIAL_SECTOR + index * parameters.slot_sectors for index in range(SLOTS)]
@@ -267,7 +277,6 @@ def format_volume(parameters: Parameters, passphrase: bytes) -> bytes:
         uuid=str(uuid.uuid4()),
         slots=tuple(replace(empty, sector=sector) for sector in sectors),
     )
-    _cipher(header, key)  # refuses what is not known here, before time is spent on the key
     iterations = iterations_for(header.hash, DIGEST_SIZE, parameters.milliseconds, share=_DIGEST_SHARE)
     header = replace(header, digest_iterations=iterations)
     slot, material = _new_slot(header, sectors[0], key, passphrase, parameters.milliseconds)
