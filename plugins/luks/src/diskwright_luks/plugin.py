@@ -36,7 +36,7 @@ class LuksDriver:
         """The secret, and how long it may take to try it."""
         return [
             Option("key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase"),
-            Option("max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
+            Option("max-iterations", OptionType.NUMBER, "Most PBKDF iterations, of SHA-256, to unlock with"),
         ]
 
     @hookimpl
