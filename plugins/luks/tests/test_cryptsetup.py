@@ -163,17 +163,6 @@ def test_they_open_what_we_added(context: Context, theirs: Callable[..., Path]) 
     assert "Key Slot 1: ENABLED" in cryptsetup("luksDump", path)
 
 
-@pytest.mark.parametrize("cipher", ["serpent-xts-plain64", "twofish-xts-plain64"])
-def test_ciphers_that_we_lack_are_named(context: Context, theirs: Callable[..., Path], cipher: str) -> None:
-    path = theirs(cipher, 512, "sha256")
-    name = cipher.partition("-")[0]
-    with pytest.raises(ImageError, match=f"Algorithm '{name}-256' not supported$"):
-        context.open(str(path), options={"key-secret": "s0"})
-    with context.open(str(path), describe_only=True) as image:
-        assert isinstance(image, LuksImage)
-        assert image.header.facts()["cipher-alg"] == f"{name}-256"
-
-
 def test_a_header_of_theirs_without_payload(context: Context, theirs: Callable[..., Path], tmp_path: Path) -> None:
     """``--header`` of cryptsetup is a detached header too."""
     header, payload = tmp_path / "header", tmp_path / "payload"
