@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
 
 
 def _open_layer(context: Context, filename: str, format: str | None, request: OpenRequest, role: str | None) -> Image:
-    from .wiring import open_named, open_tree
+    from .wiring import open_children, open_named, open_tree
 
     if isinstance(filename, OptionString):
         return open_tree(context, tree_from_options(filename), format, request, role)
@@ -102,12 +103,13 @@ def _open_layer(context: Context, filename: str, format: str | None, request: Op
         return open_tree(context, tree_from_json(filename), format, request, role)
     if format is not None:
         context.formats.load(format)
-    node = open_named(context, parse_filename(filename), request, role)
-    try:
-        return open_format(context, node, filename, format, request)
-    except BaseException:
-        node.close()
-        raise
+    with ExitStack() as undo:
+        node = open_named(context, parse_filename(filename), request, role)
+        undo.callback(node.close)
+        children, request = open_children(context, node, format, request, undo)
+        image = open_format(context, node, filename, format, request, children=children)
+        undo.pop_all()
+    return image
 
 
 def open_format(
@@ -130,10 +132,8 @@ def open_format(
             node = _guarded(context, node, format)
     context.gate.policy.require_format(format, writable=request.writable)
     node.metadata_budget = context.gate.policy.metadata
-    driver = context.formats.load(format)
     if isinstance(node, Lockable):
-        shares_writers = bool(getattr(driver, "shares_writers", False)) and not request.exclusive
-        node.set_permissions(*permissions(request, shares_writers=shares_writers))
+        node.set_permissions(*format_permissions(context, format, request))
     opened: list[Node] = []
 
     def open_child(name: str, role: str) -> Node:
@@ -210,6 +210,12 @@ def _guarded(context: Context, node: Node, format: str) -> Node:
     )
     filename = node.filename
     return ProbeGuard(node, lambda head: context.formats.probe(head, filename), format)
+
+
+def format_permissions(context: Context, format: str, request: OpenRequest) -> tuple[Permission, Permission]:
+    """What an image of a format does to its file, and what it lets others do."""
+    shares_writers = bool(getattr(context.formats.load(format), "shares_writers", False)) and not request.exclusive
+    return permissions(request, shares_writers=shares_writers)
 
 
 def permissions(request: OpenRequest, *, shares_writers: bool) -> tuple[Permission, Permission]:

@@ -265,6 +265,14 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def needs_size(self, values: Mapping[str, Any]) -> bool:
+        """Whether an image with these creation options has a size of its own; without this hook each image has.
+
+        If not, and none is given, ``options.size`` of ``create`` is 0.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def block_status(self, image: Image, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
         """Map a guest range of this layer, backing layers excluded. Without this hook all of it is encoded.
 
@@ -370,14 +378,21 @@ class FormatSpecs(Protocol):
 
     @hookspec(firstresult=True)
     def measure(
-        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]], source: Image | None
+        self,
+        size: int,
+        values: Mapping[str, Any],
+        ranges: Iterable[tuple[int, int]],
+        source: Image | None,
+        secret: Callable[[str], bytes],
     ) -> Measurement:
         """Tell how large an image with these creation options would be.
 
-        :param size: virtual size, bytes.
+        :param size: virtual size, bytes, any number: a format rounds it as it needs to.
         :param values: creation options, typed.
         :param ranges: the guest ranges that hold data, (offset, length) in bytes, in order.
         :param source: the image that would be converted, for its bitmaps; ``None`` without one.
+        :param secret: ``secret(id)`` is the content of a secret object, as for ``create``.
+        :raises InvalidOption: no image could be created with these options.
         """
         raise NotImplementedError
 

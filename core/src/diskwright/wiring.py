@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ImageError, InvalidOption, UnknownFormat
 from .filenames import FileName, local_filename, parse_filename
-from .graph import OpenRequest, attach_backing, open_format, permissions, probe
+from .graph import OpenRequest, attach_backing, format_permissions, open_format, permissions, probe
 from .hookspecs import FilterOptions
 from .node import Image, Lockable, Node
 from .options import Option, declaration_name, runtime_values
@@ -41,6 +41,21 @@ def open_tree(context: Context, tree: Tree, format: str | None, request: OpenReq
 def open_named(context: Context, name: FileName, request: OpenRequest, role: str | None) -> Node:
     """Open the node that a name stands for: of a protocol, or of a filter with a prefix of its own."""
     return _Wiring(context, role).named_file(name, request)
+
+
+def open_children(
+    context: Context, node: Node, format: str | None, request: OpenRequest, undo: ExitStack
+) -> tuple[Mapping[str, Node], OpenRequest]:
+    """Open the nodes that runtime options name for roles of the format of what stands in a node.
+
+    :param undo: closes them when the image cannot be opened.
+    :returns: the nodes by role, and the request without these options.
+    """
+    if not request.options:
+        return {}, request
+    tree = nested(request.options)
+    children = dict(_Wiring(context, None).children(format or probe(context, node), tree, request, undo))
+    return children, replace(request, options={key: scalar_text(value) for key, value in flat(tree).items()})
 
 
 @dataclass
@@ -127,7 +142,7 @@ class _Wiring:
         below = self._node(tree.pop("file"), replace(request, options=None), protocol=True)
         with ExitStack() as undo:
             undo.callback(below.close)
-            children = dict(self._children(driver or probe(self.context, below), tree, request, undo))
+            children = dict(self.children(driver or probe(self.context, below), tree, request, undo))
             values = flat(tree)
             options = {key: scalar_text(value) for key, value in values.items()}
             below_request = replace(request, options=options)
@@ -138,7 +153,7 @@ class _Wiring:
             self._set_backing(image, own_backing["backing"], request)
         return image
 
-    def _children(self, format: str, tree: Tree, request: OpenRequest, undo: ExitStack) -> Iterator[tuple[str, Node]]:
+    def children(self, format: str, tree: Tree, request: OpenRequest, undo: ExitStack) -> Iterator[tuple[str, Node]]:
         """Open the nodes that a tree names for roles of the format, ``file`` and ``backing`` apart."""
         if not self.context.formats.has("child_roles", format):
             return
@@ -148,7 +163,7 @@ class _Wiring:
             node = self._node(tree.pop(role), replace(request, options=None), protocol=True)
             undo.callback(node.close)
             if isinstance(node, Lockable):
-                node.set_permissions(*permissions(request, shares_writers=False))
+                node.set_permissions(*format_permissions(self.context, format, request))
             yield role, node
 
     def _name_format(self, image: Image, values: Mapping[str, Scalar], children: Mapping[str, Node]) -> None:
@@ -249,6 +264,8 @@ class _Wiring:
         if isinstance(filename, dict):
             raise InvalidOption("Parameter 'filename' expects a string")
         path = scalar_text(filename)
+        if not path and getattr(self.context.protocols.load(driver), "needs_filename", True):
+            raise InvalidOption(f"The '{driver}' block driver requires a file name")
         return self._protocol_node(local_filename(path) if driver == "file" else FileName(driver, path), tree, request)
 
     def _protocol_node(self, name: FileName, tree: Tree, request: OpenRequest) -> Node:

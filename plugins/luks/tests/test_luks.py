@@ -1,22 +1,25 @@
 """LUKS images: in agreement with qemu-img and cryptsetup, and clear about what is wrong with damaged ones."""
 
-import shutil
-import subprocess
+import itertools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from diskwright.cli import main
 from diskwright.context import Context
 from diskwright.engine.convert import ConvertRequest, convert
+from diskwright.engine.creation import CreateRequest, create
 from diskwright.errors import ImageError, InvalidOption, NodeIOError, UnsupportedFeature, UnsupportedOperation
 from diskwright.extent import Flag, Kind
 from diskwright.hookspecs import CreateOptions, OpenOptions
 from diskwright.node import Node
 from diskwright.testing import MemoryNode, qemu_img
 from diskwright.testing.base import patchwork
-from diskwright_luks import keys
+from diskwright.trees import OptionString
+from diskwright_luks import algorithms, keys
 from diskwright_luks.image import LuksImage
 from diskwright_luks.volume import Parameters
 
@@ -54,31 +57,54 @@ def test_both_ways_with_qemu_img(context: Context, tmp_path: Path, values: dict[
     assert ours.stat().st_size == theirs.stat().st_size
 
 
+@pytest.mark.parametrize("mode", ["xts", "cbc", "ecb", "ctr"])
+@pytest.mark.parametrize("cipher", ["aes-128", "aes-192", "aes-256"])
+def test_qemu_img_reads_all_that_we_write(context: Context, tmp_path: Path, cipher: str, mode: str) -> None:
+    """Every mode with every IV generator, and all hashes in turn. Of AES with 192 bits it knows XTS only: it fails an
+    assertion where key material does not end with a sector."""
+    raw, ours, back = (tmp_path / name for name in ("raw", "ours", "back"))
+    content = patchwork(65536 + 512)
+    raw.write_bytes(content)
+    hashes = itertools.cycle(algorithms.HASHES)
+    generators = ["plain", "plain64", *(f"essiv,ivgen-hash-alg={hash}" for hash in ("md5", "sha256", "sm3"))]
+    for generator in generators:
+        values = {"cipher-alg": cipher, "cipher-mode": mode, "ivgen-alg": generator, "hash-alg": next(hashes)}
+        convert(context, ConvertRequest([str(raw)], str(ours), "raw", "luks", [option_text(values)]))
+        with context.open(str(ours), options={"key-secret": "s0"}) as image:
+            assert image.read_at(0, image.size) == content
+        if (cipher, mode == "xts") != ("aes-192", False):
+            tree = f"driver=luks,key-secret=s0,file.filename={ours}"
+            done = qemu_img("convert", "--object", SECRET, "--image-opts", "-O", "raw", tree, back, check=False)
+            if "Hash algorithm 'sm3' not supported" not in done.stderr:  # new in QEMU 9
+                assert done.returncode == 0, done.stderr
+                assert back.read_bytes() == content
+
+
 @pytest.mark.parametrize(
-    "values",
-    [*ALGORITHMS[:2], *ALGORITHMS[3:6], {"cipher-alg": "aes-192", "cipher-mode": "cbc"}],
-    ids=lambda values: option_text(values)[26:] or "default",
+    ("cipher", "mode"),
+    [
+        ("serpent-256", "xts"),
+        ("serpent-128", "cbc"),
+        ("twofish-256", "xts"),
+        ("twofish-128", "ctr"),
+        ("cast5-128", "cbc"),
+    ],
 )
-def test_cryptsetup_accepts_the_passphrase(
-    created: Callable[..., MemoryNode], tmp_path: Path, values: dict[str, str]
-) -> None:
-    """Also with keys of 192 bits in CBC, whose material does not end with a sector (qemu-img fails an assertion)."""
-    program = shutil.which("cryptsetup", path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if program is None:
-        pytest.skip("cryptsetup is not installed")
-    path = tmp_path / "ours"
-    path.write_bytes(created(values=values).data)
-    for passphrase, code in ((b"abc", 0), (b"abd", 2)):
-        command = [program, "luksOpen", "--test-passphrase", "--key-file", "-", path, "x"]
-        done = subprocess.run(command, input=passphrase, capture_output=True, check=False, timeout=60)
-        if b"device-mapper" in done.stderr:
-            pytest.skip("cryptsetup wants device-mapper for this cipher")
-        assert done.returncode == code, done.stderr
+def test_ciphers_of_qemu_img_that_we_lack_are_named(context: Context, tmp_path: Path, cipher: str, mode: str) -> None:
+    path = tmp_path / "x.luks"
+    options = f"key-secret=s0,iter-time=1,cipher-alg={cipher},cipher-mode={mode}"
+    done = qemu_img("create", "--object", SECRET, "-f", "luks", "-o", options, path, "1M", check=False)
+    if done.returncode:
+        pytest.skip(f"this qemu-img has no {cipher}: {done.stderr.strip()}")
+    with pytest.raises(UnsupportedFeature, match=f"^Could not open '{path}': Algorithm '{cipher}' not supported$"):
+        context.open(str(path), options={"key-secret": "s0"})
+    expected = json.loads(qemu_img("info", "--output=json", path).stdout)["format-specific"]["data"]
+    with context.open(str(path), describe_only=True) as image:
+        found = context.formats.call("describe", "luks", image=image).specific
+        assert found | {"detached-header": None} == expected | {"detached-header": None}
 
 
 def test_description_is_that_of_qemu_img(context: Context, tmp_path: Path) -> None:
-    import json
-
     path = tmp_path / "x.luks"
     options = "key-secret=s0,iter-time=1,cipher-mode=cbc,ivgen-alg=essiv"
     qemu_img("create", "--object", SECRET, "-f", "luks", "-o", options, path, "1M")
@@ -236,7 +262,7 @@ def test_creation_options_that_there_are_not(
 
 
 def test_absurd_iteration_time_is_refused(created: Callable[..., MemoryNode]) -> None:
-    with pytest.raises(InvalidOption, match=r"^PBKDF iterations \d+ larger than 16000000$"):
+    with pytest.raises(InvalidOption, match=r"^PBKDF iterations \d+ larger than 72000000$"):
         created(values={"iter-time": 99999999999})
 
 
@@ -286,11 +312,11 @@ DAMAGES = [
     (108, be32(0xFFFFFFFF), "Keyslot 0 is overlapping with the encrypted payload"),
     (112, bytes(20), "Invalid password, cannot unlock any keyslot"),
     (164, be32(0), "LUKS key iteration count is zero"),
-    (164, be32(0xFFFFFFFF), "The key digest asks for 4294967295 iterations of PBKDF2, more than the limit of 16000000"),
+    (164, be32(0xFFFFFFFF), "The key digest asks for 4294967295 iterations of PBKDF2, more than the limit of 90000000"),
     (208, be32(5), r"Keyslot 0 state \(active/disable\) is corrupted"),
     (208, be32(0xDEAD), "Invalid password, cannot unlock any keyslot"),
     (212, be32(0), "Keyslot 0 iteration count is zero"),
-    (212, be32(0xFFFFFFFF), "Keyslot 0 asks for 4294967295 iterations of PBKDF2, more than the limit of 16000000"),
+    (212, be32(0xFFFFFFFF), "Keyslot 0 asks for 4294967295 iterations of PBKDF2, more than the limit of 90000000"),
     (216, bytes(32), "Invalid password, cannot unlock any keyslot"),
     (248, be32(0), "Keyslot 0 is overlapping with the LUKS header"),
     (248, be32(504), "Keyslots 0 and 1 are overlapping in the header"),
@@ -328,10 +354,50 @@ def test_cut_off(
 
 
 def test_iteration_limit_can_be_set(created: Callable[..., MemoryNode], opened: Callable[..., LuksImage]) -> None:
+    """A key of 64 bytes takes SHA-256 two hashes an iteration; the digest has the same 1000 iterations of one."""
     node = created()
-    with pytest.raises(UnsupportedFeature, match="Keyslot 0 asks for 1000|The key digest asks for 1000"):
+    with pytest.raises(UnsupportedFeature, match="^The key digest asks for 1000 iterations of PBKDF2, more than the"):
         opened(node, max_iterations="999")
-    assert opened(node, max_iterations="1000").size == 1 << 20
+    with pytest.raises(UnsupportedFeature, match="^Keyslot 0 asks for 1000 .* with those before it more than the"):
+        opened(node, max_iterations="2999")
+    assert opened(node, max_iterations="3000").size == 1 << 20
+
+
+@pytest.mark.parametrize(("hash", "weight"), [("md5", 8), ("sha1", 4), ("sha512", 3), ("ripemd160", 20)])
+def test_iterations_count_for_the_time_they_take(
+    created: Callable[..., MemoryNode], opened: Callable[..., LuksImage], hash: str, weight: int
+) -> None:
+    digest = {"md5": 4, "sha1": 1, "sha512": 3, "ripemd160": 5}[hash]
+    node = created(values={"hash-alg": hash})
+    with pytest.raises(UnsupportedFeature, match="Keyslot 0"):
+        opened(node, max_iterations=str(1000 * (weight + digest) - 1))
+    assert opened(node, max_iterations=str(1000 * (weight + digest))).size == 1 << 20
+
+
+def test_all_keyslots_together_are_limited(
+    created: Callable[..., MemoryNode], opened: Callable[..., LuksImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of eight keyslots asks for what one may ask for."""
+    node = created(values={"cipher-alg": "aes-128"})
+    for index in range(8):
+        node.data[208 + 48 * index : 216 + 48 * index] = be32(0x00AC71F3) + be32(40_000_000)
+    derived: list[int] = []
+
+    def fake(hash: str, passphrase: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+        derived.append(iterations)
+        return bytes(length)
+
+    monkeypatch.setattr("diskwright_luks.volume.derive", fake)
+    message = "^Keyslot 2 asks for 40000000 iterations of PBKDF2, with those before it more than the limit of 90000000$"
+    with pytest.raises(UnsupportedFeature, match=message):
+        opened(node)
+    assert derived == [40_000_000, 1000, 40_000_000, 1000]
+
+
+def test_changing_keyslots_is_limited_too(created: Callable[..., MemoryNode], opened: Callable[..., LuksImage]) -> None:
+    image = opened(created(), writable=True, max_iterations="4000")
+    with pytest.raises(UnsupportedFeature, match="^Keyslot 0 asks for 1000 .* with those before it"):
+        image.amend({"state": "inactive", "old-secret": "s1"}, force=False)
 
 
 def test_a_slot_that_asks_too_much_does_not_hide_others(
@@ -355,17 +421,17 @@ class TestDetachedHeader:
         return created(0, {"detached-header": True})
 
     def open(self, context: Context, data: Node, header: Node, **values: str) -> LuksImage:
-        def child(name: str, role: str) -> Node:
-            assert (name, role) == ("h.luks", "header")
-            return header
+        def no_child(name: str, role: str) -> Node:
+            raise AssertionError(name)
 
         options = OpenOptions(
             filename="data",
             writable=True,
             describe_only=False,
-            values={"key-secret": "s0", "header.filename": "h.luks"} | values,
-            open_child=child,
+            values={"key-secret": "s0"} | values,
+            open_child=no_child,
             secret=context.objects.secret,
+            children={"header": header},
         )
         return LuksImage(data, options)
 
@@ -382,12 +448,57 @@ class TestDetachedHeader:
         assert data.size == 1 << 20
         assert self.open(context, data, header).read_at(0, 1 << 20) == content
 
-    def test_by_file_name(self, context: Context, created: Callable[..., MemoryNode], tmp_path: Path) -> None:
+    def test_what_may_hold_the_payload(
+        self, context: Context, created: Callable[..., MemoryNode], tmp_path: Path
+    ) -> None:
+        """A raw file, or another image; closing the image closes all of them."""
         (tmp_path / "h.luks").write_bytes(self.header(created).data)
-        (tmp_path / "data").write_bytes(bytes(1 << 20))
-        options = {"key-secret": "s0", "header.driver": "file", "header.filename": str(tmp_path / "h.luks")}
-        with context.open(str(tmp_path / "data"), "luks", options=options) as image:
-            assert image.size == 1 << 20
+        create(context, CreateRequest(str(tmp_path / "data"), "qcow2", 1 << 20))
+        content = patchwork(1 << 20)
+        tree = (
+            "driver=luks,key-secret=s0,file.driver=qcow2,"
+            f"file.file.filename={tmp_path / 'data'},header.filename={tmp_path / 'h.luks'}"
+        )
+        with context.open(OptionString(tree), writable=True) as image:
+            assert isinstance(image, LuksImage)
+            children = image.children()
+            assert [child.driver for child in children.values()] == ["file", "qcow2"]
+            assert image.describe().cluster_size == 65536
+            image.write_at(0, content)
+            image.flush()
+            image.amend({"state": "active", "new-secret": "s1", "iter-time": 0}, force=False)
+        assert all(child._closed for child in children.values())
+        with context.open(OptionString(tree.replace("s0", "s1"))) as image:
+            assert image.read_at(0, 1 << 20) == content
+
+    def test_with_qemu_img(self, context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        header, data, back = tmp_path / "h.luks", tmp_path / "data", tmp_path / "back"
+        create(context, CreateRequest(str(header), "luks", values={"key-secret": "s0", "detached-header": True}))
+        assert header.stat().st_size == PAYLOAD
+        content = patchwork(1 << 20)
+        data.write_bytes(content)
+        tree = f"driver=luks,key-secret=s0,file.filename={data},header.filename={header}"
+        with context.open(OptionString(tree), writable=True) as image:
+            assert isinstance(image, LuksImage)
+            image.write_at(0, content)
+        found = qemu_img("info", "--output=json", "--image-opts", tree, check=False)
+        if "Volume is not in LUKS format" in found.stderr:  # it takes the data for the header
+            pytest.skip("this qemu-img knows no detached headers")
+        assert main(["info", "--output=json", "--image-opts", tree]) == 0
+        assert json.loads(capsys.readouterr().out) == json.loads(found.stdout)
+        qemu_img("convert", "--object", SECRET, "--image-opts", tree, "-O", "raw", back)
+        assert back.read_bytes() == content
+
+    def test_needs_no_size(self, context: Context, tmp_path: Path) -> None:
+        lines: list[str] = []
+        path = tmp_path / "h.luks"
+        values = {"key-secret": "s0", "detached-header": True, "iter-time": 0}
+        for size in (None, 1 << 30):
+            create(context, CreateRequest(str(path), "luks", size, values), lines.append)
+            assert path.stat().st_size == PAYLOAD
+        assert lines[0] == f"Formatting '{path}', fmt=luks key-secret=s0 iter-time=0 detached-header=on"
+        with pytest.raises(InvalidOption, match="^Image creation needs a size parameter$"):
+            create(context, CreateRequest(str(path), "luks", values=values | {"detached-header": False}))
 
     def test_is_no_image_by_itself(self, created: Callable[..., MemoryNode], opened: Callable[..., LuksImage]) -> None:
         with pytest.raises(ImageError, match="^LUKS payload is overlapping with the header$"):

@@ -14,7 +14,7 @@ from diskwright.context import Context
 from diskwright.engine.convert import ConvertRequest, convert
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedFeature, UnsupportedOperation
 from diskwright.graph import OpenRequest, open_format
-from diskwright.hookspecs import CreateOptions
+from diskwright.hookspecs import CreateOptions, no_secrets
 from diskwright.node import Image, Node
 from diskwright.testing import MemoryNode
 from diskwright_qcow2.image import Qcow2Image
@@ -365,7 +365,9 @@ def test_downgrade(
 @pytest.mark.parametrize(("cipher", "size"), [("aes-256", 2068480), ("aes-128", 1052672)])
 def test_measure(context: Context, cipher: str, size: int) -> None:
     def measured(values: dict[str, Any]) -> Any:
-        return context.formats.call("measure", "qcow2", size=10 << 20, values=values, ranges=iter(()), source=None)
+        return context.formats.call(
+            "measure", "qcow2", size=10 << 20, values=values, ranges=iter(()), source=None, secret=no_secrets
+        )
 
     plain, luks = measured({}), measured({**LUKS, "encrypt.cipher-alg": cipher})
     more = -(-size // 65536) * 65536

@@ -14,7 +14,7 @@ import diskwright
 from diskwright.context import default_context
 from diskwright.engine.measure import data_ranges
 from diskwright.errors import InvalidOption
-from diskwright.hookspecs import Measurement
+from diskwright.hookspecs import Measurement, no_secrets
 from diskwright.options import parse_options
 
 QemuImg = Callable[..., str]
@@ -30,6 +30,7 @@ def ours(size: int, options: str, source: Any = None) -> Measurement:
         values=values,
         ranges=iter(()) if source is None else data_ranges(source),
         source=source,
+        secret=no_secrets,
     )
     return found
 
@@ -106,7 +107,9 @@ def test_ranges_that_share_clusters_count_once() -> None:
     starts = range(0, 1 << 20, 4096)
     for step in (1, 3, 50):
         ranges = [(start, 512) for start in itertools.islice(starts, 0, None, step)]
-        found = formats.call("measure", "qcow2", size=1 << 20, values={}, ranges=iter(ranges), source=None)
+        found = formats.call(
+            "measure", "qcow2", size=1 << 20, values={}, ranges=iter(ranges), source=None, secret=no_secrets
+        )
         touched = {start // 65536 for start, _ in ranges}
         assert found.required == found.fully_allocated - (16 - len(touched)) * 65536
 

@@ -10,7 +10,7 @@ from diskwright.context import Context
 from diskwright.errors import ImageError, InvalidOption
 from diskwright.extent import Extent, Kind
 from diskwright.graph import OpenRequest, open_format
-from diskwright.hookspecs import CreateOptions
+from diskwright.hookspecs import CreateOptions, no_secrets
 from diskwright.node import Image, Node
 from diskwright.testing import MemoryNode, qemu_img
 from diskwright_raw.image import RawImage
@@ -157,7 +157,7 @@ def test_create_agrees_with_qemu_img(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("size", [0, 1, 512, 1000])
 def test_measure(size: int) -> None:
     context = Context()
-    measured = context.formats.call("measure", "raw", size=size, values={}, ranges=[], source=None)
+    measured = context.formats.call("measure", "raw", size=size, values={}, ranges=[], source=None, secret=no_secrets)
     shown = json.loads(qemu_img("measure", "-O", "raw", "--size", size, "--output=json").stdout)
     assert (measured.required, measured.fully_allocated) == (shown["required"], shown["fully-allocated"])
 

@@ -190,12 +190,19 @@ def create(context: Context, request: CreateRequest, announce: Callable[[str], N
     if request.backing_file is not None and not request.backing_unsafe:
         backing_size = _check_backing(context, request)
         size = backing_size if size is None else size
-    if size is None:
+    if size is not None:
+        values["size"] = size
+    elif _needs_size(context, request.format, values):
         raise InvalidOption("Image creation needs a size parameter")
-    values["size"] = size
     announce(formatting_line(request.filename, request.format, declared, values))
     with Creation(context) as creation:
-        creation.image(request.filename, request.format, size, values)
+        creation.image(request.filename, request.format, size or 0, values)
+
+
+def _needs_size(context: Context, format: str, values: Mapping[str, Any]) -> bool:
+    if not context.formats.has("needs_size", format):
+        return True
+    return bool(context.formats.call("needs_size", format, values=values))
 
 
 def backing_values(request: CreateRequest, declared: Sequence[Option]) -> dict[str, Any]:

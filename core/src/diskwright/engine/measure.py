@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import InvalidOption, UnsupportedOperation
 from ..extent import Kind
 from ..hookspecs import Measurement
-from ..node import SECTOR, Image
+from ..node import Image
 from ..options import parse_options
 from .chain import resolve
 from .creation import declared_options
@@ -51,7 +51,13 @@ def measure(context: Context, request: MeasureRequest) -> Measurement:
 
     def call(size: int, ranges: Iterator[tuple[int, int]], source: Image | None) -> Measurement:
         found: Measurement = context.formats.call(
-            "measure", request.format, size=-(-size // SECTOR) * SECTOR, values=values, ranges=ranges, source=source
+            "measure",
+            request.format,
+            size=size,
+            values=values,
+            ranges=ranges,
+            source=source,
+            secret=context.objects.secret,
         )
         return found
 

@@ -55,6 +55,16 @@ def cipher_option(family: str, mode: str, key_bytes: int) -> str:
     raise UnsupportedFeature(f"Algorithm '{family}' with key size {key_bytes} bytes not supported")
 
 
+def require_cipher(option: str) -> None:
+    """Refuse a cipher that can be described only.
+
+    :param option: what options call it.
+    :raises UnsupportedFeature: it is not AES.
+    """
+    if CIPHERS[option].family != "aes":
+        raise UnsupportedFeature(f"Algorithm '{option}' not supported")
+
+
 def hash_function(name: str) -> Callable[[bytes], Any]:
     """The constructor of a hash: called with bytes, it gives an object with ``digest()`` and ``digest_size``.
 

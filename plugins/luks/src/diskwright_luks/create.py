@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from diskwright.errors import InvalidOption, UnsupportedOperation
-from diskwright.hookspecs import CreateOptions
+from diskwright.hookspecs import CreateOptions, Measurement
 from diskwright.node import Node, Truncatable, Writable
 from diskwright.sizes import MAX_INT64
 
@@ -17,16 +20,11 @@ def create(target: Node, options: CreateOptions) -> bool:
 
     :raises InvalidOption: the secret is missing, or an option has a value that there is not.
     """
-    parameters = Parameters.from_options(options.values)
-    if "key-secret" not in options.values:
-        raise InvalidOption("Parameter 'key-secret' is required for cipher")
-    passphrase = passphrase_of(options.secret, options.values["key-secret"])
+    parameters, passphrase = _told(options.values, options.secret)
     if not isinstance(target, Writable):
         raise UnsupportedOperation(f"'{options.filename}' cannot be written")
     start = format_volume(parameters, passphrase)
-    size = parameters.header_size + (0 if parameters.detached else options.size)
-    if size > MAX_INT64:
-        raise InvalidOption("The requested file size is too large")
+    size = _file_size(parameters, options.size)
     if isinstance(target, Truncatable):
         preallocation = options.get("preallocation", "off")
         # There is no metadata to preallocate but the header, which is always there.
@@ -35,3 +33,31 @@ def create(target: Node, options: CreateOptions) -> bool:
         raise InvalidOption(f"'{options.filename}' has {target.size} bytes and cannot be made larger")
     target.write_at(0, start)
     return True
+
+
+def measure(size: int, values: Mapping[str, Any], secret: Callable[[str], bytes]) -> Measurement:
+    """How large the file of an image would be: the payload has its full length from the start.
+
+    :param size: of the payload, bytes; it is not rounded.
+    :raises InvalidOption: the secret is missing, or an option has a value that there is not.
+    """
+    parameters, _ = _told(values, secret)
+    parameters.require()
+    whole = _file_size(parameters, size)
+    return Measurement(required=whole, fully_allocated=whole)
+
+
+def _told(values: Mapping[str, Any], secret: Callable[[str], bytes]) -> tuple[Parameters, bytes]:
+    """Parameters and passphrase from creation options."""
+    parameters = Parameters.from_options(values)
+    if "key-secret" not in values:
+        raise InvalidOption("Parameter 'key-secret' is required for cipher")
+    return parameters, passphrase_of(secret, values["key-secret"])
+
+
+def _file_size(parameters: Parameters, size: int) -> int:
+    """Bytes of a file with a payload of that size; of the header alone if that is to be detached."""
+    whole = parameters.header_size + (0 if parameters.detached else size)
+    if whole > MAX_INT64:
+        raise InvalidOption("The requested file size is too large")
+    return whole

@@ -6,13 +6,26 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption, NodeIOError, UnsupportedOperation
 from diskwright.extent import Extent, Flag, Kind
 from diskwright.hookspecs import Description, OpenOptions
-from diskwright.node import SECTOR, Buffer, Bytes, Node, Placement, Truncatable, Writable, WritableImage
+from diskwright.node import (
+    SECTOR,
+    Buffer,
+    Bytes,
+    Image,
+    Lockable,
+    Node,
+    Permission,
+    Placement,
+    Truncatable,
+    Writable,
+    WritableImage,
+)
 
 from .header import Header, read_header
 from .keys import MAX_ITERATIONS
@@ -126,8 +139,7 @@ class LuksImage(WritableImage):
         self._secret: Callable[[str], bytes] = options.secret
         self._volume: Volume | None = None
         self._payload: EncryptedNode | None = None
-        name = options.values.get("header.filename")
-        self._header_file = options.open_child(name, "header") if name is not None else None
+        self._header_file = options.children.get("header")
         self._reader = BoundedReader(self._header_file or source, "LUKS")
         self._header = read_header(self._reader, detached=self.detached)
         self._require_payload()
@@ -169,7 +181,7 @@ class LuksImage(WritableImage):
 
     def children(self) -> dict[str, Node]:
         """The file, and that of the header if it is another one."""
-        return super().children() | ({"header": self._header_file} if self._header_file is not None else {})
+        return ({"header": self._header_file} if self._header_file is not None else {}) | super().children()
 
     def map(self, offset: int, length: int) -> Iterator[Extent]:
         """One extent; see ``block_status``."""
@@ -215,11 +227,29 @@ class LuksImage(WritableImage):
 
         if self._volume is None:
             raise self._locked()
-        amend(self._volume, values, self._secret, force=force)
+        with self._alone():
+            amend(self._volume, values, self._secret, force=force)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from having the image open meanwhile: what they know of its keyslots would be out of date.
+
+        :raises LockConflict: another process has it open.
+        """
+        used = Permission.CONSISTENT_READ | Permission.WRITE
+        nodes = [node for node in self.children().values() if isinstance(node, Lockable)]
+        try:
+            for node in nodes:
+                node.set_permissions(used, Permission.ALL & ~used)
+            yield
+        finally:
+            for node in nodes:
+                node.set_permissions(used, Permission.ALL)
 
     def describe(self) -> Description:
         """The facts of the header."""
-        return Description(specific=self.header.facts(detached=self.detached))
+        unit = self.file.cluster_size if isinstance(self.file, Image) else None
+        return Description(specific=self.header.facts(detached=self.detached), cluster_size=unit)
 
     def flush(self) -> None:
         """Flush all files."""

@@ -5,21 +5,64 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from diskwright.errors import InvalidOption
+from diskwright.errors import InvalidOption, UnsupportedFeature
 
 from .algorithms import hash_function, require_hash
 
 MIN_ITERATIONS = 1000
-MAX_ITERATIONS = 16_000_000
-"""Most iterations of PBKDF2 for one key, about ten seconds of work; a header could ask for half an hour."""
+MAX_ITERATIONS = 90_000_000
+"""Most iterations of PBKDF2, in those of SHA-256, to unlock a volume with: less than ten seconds of work for all of its
+keyslots together. Unlocking is commonly made to take two seconds a keyslot; a header could ask for hours."""
+
+_WEIGHTS = {"md5": 2, "sha384": 3, "sha512": 3, "sm3": 4, "ripemd160": 5}
+"""What one iteration costs, in those of SHA-256, where it is more than one."""
+_LARGEST_SHARE = 0.8
+"""Of :data:`MAX_ITERATIONS` that the first keyslot of a new volume may take, so that the digest has its share too."""
 
 _CALIBRATION_NS = 20_000_000
+
+
+class Budget:
+    """The iterations of PBKDF2 that may still be spent on one volume.
+
+    :param limit: all of them, in iterations of SHA-256.
+    """
+
+    def __init__(self, limit: int = MAX_ITERATIONS) -> None:
+        self._limit = limit
+        self._spent = 0
+
+    def spend(self, name: str, hash: str, iterations: int, length: int) -> None:
+        """Take what deriving a key costs.
+
+        :param name: what wants to derive it, for the message.
+        :param length: of the key, bytes.
+        :raises TooManyIterations: there is not so much left; nothing has been taken.
+        """
+        cost = iterations * _unit_cost(hash, length)
+        if self._spent + cost > self._limit:
+            others = " with those before it" if cost <= self._limit else ""
+            raise TooManyIterations(
+                f"{name} asks for {iterations} iterations of PBKDF2,{others} more than the limit of {self._limit}",
+                hint="The option max-iterations sets another limit.",
+            )
+        self._spent += cost
+
+
+class TooManyIterations(UnsupportedFeature):
+    """Refused, but another keyslot may do."""
+
+
+def _unit_cost(hash: str, length: int) -> int:
+    """What one iteration for a key of so many bytes costs, in iterations of SHA-256 for a key as long as its digest."""
+    width = int(hash_function(hash)(b"").digest_size)
+    return -(-length // width) * _WEIGHTS.get(hash, 1)
 
 
 def derive(hash: str, passphrase: bytes, salt: bytes, iterations: int, length: int) -> bytes:
     """PBKDF2 with HMAC (RFC 8018).
 
-    :param iterations: at most :data:`MAX_ITERATIONS`, for the caller to check.
+    :param iterations: for the caller to check, see :class:`Budget`.
     :param length: bytes of the result.
     :raises UnsupportedFeature: the hash is not available.
     """
@@ -56,8 +99,9 @@ def iterations_for(hash: str, length: int, milliseconds: int, *, share: int = 1)
             break
         rounds *= 2
     iterations = rounds * milliseconds * 1_000_000 // elapsed // share
-    if iterations > MAX_ITERATIONS:
-        raise InvalidOption(f"PBKDF iterations {iterations} larger than {MAX_ITERATIONS}")
+    limit = int(MAX_ITERATIONS * _LARGEST_SHARE) // _unit_cost(hash, length)
+    if iterations > limit:
+        raise InvalidOption(f"PBKDF iterations {iterations} larger than {limit}")
     return max(iterations, MIN_ITERATIONS)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskwright.extent import Extent, ExtentTable
-from diskwright.hookspecs import CreateOptions, Description, OpenOptions, ProbeHit, hookimpl
+from diskwright.hookspecs import CreateOptions, Description, Measurement, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
 
@@ -19,7 +19,12 @@ SIGNATURE = b"LUKS\xba\xbe\x00\x01"
 
 
 class LuksDriver:
-    """LUKS version 1, as cryptsetup and QEMU write it: the whole disk encrypted, up to eight passphrases."""
+    """LUKS version 1, as cryptsetup and QEMU write it: the whole disk encrypted, up to eight passphrases.
+
+    :cvar shares_writers: others may write to the payload meanwhile; who changes keyslots asks to be alone.
+    """
+
+    shares_writers = True
 
     @hookimpl
     def probe(self, head: bytes, filename: str) -> ProbeHit | None:
@@ -28,13 +33,16 @@ class LuksDriver:
 
     @hookimpl
     def runtime_options(self) -> Sequence[Option]:
-        """The secret, and the file of the header if it is another one."""
+        """The secret, and how long it may take to try it."""
         return [
-            Option("key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase"),
-            Option("header.driver", OptionType.STRING, "Driver of the file with the header", choices=("file",)),
-            Option("header.filename", OptionType.STRING, "File with the header, if it is detached"),
-            Option("max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
+            Option("key-secret", OptionType.STRING, "ID of the secret that provides the passphrase", strong=True),
+            Option("max-iterations", OptionType.NUMBER, "Most PBKDF iterations, of SHA-256, to unlock with"),
         ]
+
+    @hookimpl
+    def child_roles(self) -> Sequence[str]:
+        """Header and key material may be in a file of their own."""
+        return ("header",)
 
     @hookimpl
     def open(self, source: Node, options: OpenOptions) -> Image:
@@ -68,6 +76,18 @@ class LuksDriver:
             Option("iter-time", OptionType.NUMBER, "Time to spend in PBKDF in milliseconds"),
             Option("detached-header", OptionType.BOOL, "Create a detached LUKS header"),
         ]
+
+    @hookimpl
+    def needs_size(self, values: Mapping[str, Any]) -> bool:
+        """Not a header without payload."""
+        return not values.get("detached-header")
+
+    @hookimpl
+    def measure(self, size: int, values: Mapping[str, Any], secret: Callable[[str], bytes]) -> Measurement:
+        """Header, key material and payload, whatever is in it."""
+        from .create import measure
+
+        return measure(size, values, secret)
 
     @hookimpl
     def create(self, target: Node, options: CreateOptions) -> bool:

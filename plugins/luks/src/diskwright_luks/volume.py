@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any
 
 from diskwright.bounded import BoundedReader
-from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedFeature, UnsupportedOperation
+from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
 from diskwright.node import SECTOR, Writable
 
-from .algorithms import CIPHERS, HASHES, IV_GENERATORS, MODES
+from .algorithms import CIPHERS, HASHES, IV_GENERATORS, MODES, require_cipher, require_hash
 from .ciphers import SectorCipher, sector_cipher
 from .header import Header, Slot
-from .keys import MAX_ITERATIONS, derive, iterations_for, merge, split
+from .keys import MAX_ITERATIONS, Budget, TooManyIterations, derive, iterations_for, merge, split
 from .layout import DIGEST_SIZE, KEY_MATERIAL_SECTOR, KEY_SLOT, SALT_SIZE, SLOT_TABLE, SLOTS, STRIPES
 
 DEFAULT_ITER_TIME = 2000
@@ -51,8 +51,9 @@ class Volume:
     :ivar header: as it stands in the file.
     """
 
-    def __init__(self, reader: BoundedReader, offset: int, header: Header, key: bytes) -> None:
+    def __init__(self, reader: BoundedReader, offset: int, header: Header, key: bytes, budget: Budget) -> None:
         self.header = header
+        self._budget = budget
         self._reader = reader
         self._offset = offset
         self._key = key
@@ -62,11 +63,18 @@ class Volume:
         """Encrypts and decrypts the payload."""
         return _cipher(self.header, self._key)
 
-    def slots_of(self, passphrase: bytes, limit: int = MAX_ITERATIONS) -> Iterator[int]:
-        """The numbers of the active keyslots that a passphrase unlocks."""
+    def slots_of(self, passphrase: bytes) -> Iterator[int]:
+        """The numbers of the active keyslots that a passphrase unlocks.
+
+        :raises UnsupportedFeature: that takes too many iterations of PBKDF2.
+        """
+        import hmac
+
         for index, slot in enumerate(self.header.slots):
-            if slot.active and _open_slot(self._reader, self._offset, self.header, index, passphrase, limit):
-                yield index
+            if slot.active:
+                key = _slot_key(self._reader, self._offset, self.header, index, passphrase, self._budget)
+                if hmac.compare_digest(key, self._key):
+                    yield index
 
     def store_key(self, index: int, passphrase: bytes, milliseconds: int) -> None:
         """Let a passphrase unlock the volume by a keyslot; what the slot held before is lost.
@@ -110,50 +118,47 @@ def unlock(
     """Find the keyslot that a passphrase opens.
 
     :param offset: of the header, bytes.
-    :param limit: most iterations of PBKDF2 for one key.
-    :raises UnsupportedFeature: a keyslot asks for more iterations, or the cipher is not known here.
+    :param limit: most iterations of PBKDF2, see :class:`diskwright_luks.keys.Budget`.
+    :raises UnsupportedFeature: the keyslots ask for more iterations, or the cipher is not known here.
     :raises ImageError: the passphrase opens none.
     """
+    budget = Budget(limit)
     failure: ImageError | None = None
     for index, slot in enumerate(header.slots):
         if not slot.active:
             continue
         try:
-            key = _open_slot(reader, offset, header, index, passphrase, limit)
-        except (InvalidImage, _TooManyIterations) as error:
-            failure = error
+            key = _open_slot(reader, offset, header, index, passphrase, budget)
+        except (InvalidImage, TooManyIterations) as error:
+            failure = failure or error
             continue
         if key is not None:
-            return Volume(reader, offset, header, key)
+            return Volume(reader, offset, header, key, budget)
     raise failure or ImageError("Invalid password, cannot unlock any keyslot")
 
 
-class _TooManyIterations(UnsupportedFeature):
-    """Refused, but another keyslot may do."""
-
-    def __init__(self, name: str, count: int, limit: int) -> None:
-        super().__init__(
-            f"{name} asks for {count} iterations of PBKDF2, more than the limit of {limit}",
-            hint="The option max-iterations sets another limit.",
-        )
-
-
 def _open_slot(
-    reader: BoundedReader, offset: int, header: Header, index: int, passphrase: bytes, limit: int
+    reader: BoundedReader, offset: int, header: Header, index: int, passphrase: bytes, budget: Budget
 ) -> bytes | None:
     """The volume's key from a keyslot, or ``None`` if the passphrase does not fit."""
     import hmac
 
+    budget.spend("The key digest", header.hash, header.digest_iterations, DIGEST_SIZE)
+    found = _slot_key(reader, offset, header, index, passphrase, budget)
+    return found if hmac.compare_digest(_digest(header, found), header.digest) else None
+
+
+def _slot_key(
+    reader: BoundedReader, offset: int, header: Header, index: int, passphrase: bytes, budget: Budget
+) -> bytes:
+    """What a passphrase makes of a keyslot: the volume's key if it fits, anything if not."""
     slot = header.slots[index]
-    for name, count in (("The key digest", header.digest_iterations), (f"Keyslot {index}", slot.iterations)):
-        if count > limit:
-            raise _TooManyIterations(name, count, limit)
+    budget.spend(f"Keyslot {index}", header.hash, slot.iterations, header.key_bytes)
     key = derive(header.hash, passphrase, slot.salt, slot.iterations, header.key_bytes)
     place = offset + slot.sector * SECTOR
     material = bytearray(reader.bytes(place, _padded(header.material_size), f"key material of keyslot {index}"))
     _cipher(header, key).decrypt(0, material, material)
-    found = merge(bytes(material[: header.material_size]), header.key_bytes, header.hash)
-    return found if hmac.compare_digest(_digest(header, found), header.digest) else None
+    return merge(bytes(material[: header.material_size]), header.key_bytes, header.hash)
 
 
 def _digest(header: Header, key: bytes) -> bytes:
@@ -161,8 +166,7 @@ def _digest(header: Header, key: bytes) -> bytes:
 
 
 def _cipher(header: Header, key: bytes) -> SectorCipher:
-    if header.cipher != "aes":
-        raise UnsupportedFeature(f"Algorithm '{header.cipher_option}' not supported")
+    require_cipher(header.cipher_option)
     return sector_cipher(header.cipher, header.mode, header.ivgen, header.ivgen_hash, key)
 
 
@@ -225,6 +229,16 @@ class Parameters:
             detached=bool(values.get(prefix + "detached-header", False)),
         )
 
+    def require(self) -> None:
+        """Make sure that such a volume can be created.
+
+        :raises UnsupportedFeature: the cipher or hash is not known here.
+        """
+        require_hash(self.hash)
+        require_cipher(self.cipher)
+        family = CIPHERS[self.cipher].family
+        sector_cipher(family, self.mode, self.ivgen, self.ivgen_hash, bytes(self.key_bytes))
+
     @property
     def key_bytes(self) -> int:
         """Length of the volume's key; XTS takes two keys."""
@@ -250,6 +264,7 @@ def format_volume(parameters: Parameters, passphrase: bytes) -> bytes:
     """
     import uuid
 
+    parameters.require()  # before time is spent on the key
     key = os.urandom(parameters.key_bytes)
     empty = Slot(active=False, iterations=0, salt=bytes(SALT_SIZE), sector=0)
     sectors = [KEY_MATERIAL_SECTOR + index * parameters.slot_sectors for index in range(SLOTS)]
@@ -267,7 +282,6 @@ def format_volume(parameters: Parameters, passphrase: bytes) -> bytes:
         uuid=str(uuid.uuid4()),
         slots=tuple(replace(empty, sector=sector) for sector in sectors),
     )
-    _cipher(header, key)  # refuses what is not known here, before time is spent on the key
     iterations = iterations_for(header.hash, DIGEST_SIZE, parameters.milliseconds, share=_DIGEST_SHARE)
     header = replace(header, digest_iterations=iterations)
     slot, material = _new_slot(header, sectors[0], key, passphrase, parameters.milliseconds)

@@ -148,7 +148,9 @@ class NewEncryption:
             from diskwright_luks.volume import Parameters
 
             secret_id(values)
-            return cls(values, CryptMethod.LUKS, Parameters.from_options(values, prefix=PREFIX))
+            parameters = Parameters.from_options(values, prefix=PREFIX)
+            parameters.require()
+            return cls(values, CryptMethod.LUKS, parameters)
         for option in given:
             if option not in (_FORMAT, _SECRET):
                 raise InvalidOption(f"Parameter '{option}' is unexpected")

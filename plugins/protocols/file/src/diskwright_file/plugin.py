@@ -29,8 +29,6 @@ class FileDriver:
         """Open an existing file or block device."""
         from .node import DIRECT, FileNode, open_existing
 
-        if not filename:
-            raise InvalidOption("The 'file' block driver requires a file name")
         if options.values.get("aio") == "native" and options.cache not in DIRECT:
             raise InvalidOption("aio=native was specified, but it requires cache.direct=on, which was not specified.")
         fd = open_existing(

@@ -20,9 +20,13 @@ MAX_SIZE = (1 << 63) - 1
 
 
 class NullCoDriver:
-    """A disk that forgets what is written to it."""
+    """A disk that forgets what is written to it.
+
+    :cvar needs_filename: it is one without a name, too.
+    """
 
     name = "null-co"
+    needs_filename = False
 
     @hookimpl
     def open(self, filename: str, options: ProtocolOptions) -> Node:
