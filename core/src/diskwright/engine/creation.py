@@ -227,7 +227,7 @@ def backing_values(request: CreateRequest, declared: Sequence[Option]) -> dict[s
 
 
 def _check_backing(context: Context, request: CreateRequest) -> int:
-    """Open the backing file to see that it is there; its size in bytes."""
+    """Open the backing file to see that it is there, without the key to its data; its size in bytes."""
     name = backing_filename(request.filename, request.backing_file or "")
     if request.backing_format is not None:
         try:
@@ -235,7 +235,7 @@ def _check_backing(context: Context, request: CreateRequest) -> int:
         except UnknownFormat as error:
             raise UnknownFormat(f"Unknown backing file format '{request.backing_format}'", hint=error.hint) from None
     try:
-        with context.open(name, request.backing_format, force_share=True) as backing:
+        with context.open(name, request.backing_format, describe_only=True, force_share=True) as backing:
             size, detected = backing.size, backing.driver
     except ImageError as error:
         # The plain reason, once: opening has already said which file it is about.

@@ -10,8 +10,8 @@ from diskwright.errors import InvalidOption, UnsupportedFeature
 from .algorithms import hash_function, require_hash
 
 MIN_ITERATIONS = 1000
-MAX_ITERATIONS = 90_000_000
-"""Most iterations of PBKDF2, in those of SHA-256, to unlock a volume with: less than ten seconds of work for all of its
+MAX_ITERATIONS = 70_000_000
+"""Most iterations of PBKDF2, in those of SHA-256, to unlock a volume with: seven seconds of work for all of its
 keyslots together. Unlocking is commonly made to take two seconds a keyslot; a header could ask for hours."""
 
 _WEIGHTS = {"md5": 2, "sha384": 3, "sha512": 3, "sm3": 4, "ripemd160": 5}
