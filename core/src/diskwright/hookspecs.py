@@ -169,6 +169,8 @@ class CheckResult:
     :ivar corruptions: number of inconsistencies that endanger data.
     :ivar leaks: number of clusters allocated but not used.
     :ivar check_errors: number of times the check itself failed.
+    :ivar failure: the system's word for why the check could not be finished; empty if it was.
+    :ivar cause: the reason for that, if it is none of the findings.
     :ivar image_end: offset behind the last cluster in use, bytes, 0 if unknown.
     :ivar total_clusters: clusters of the virtual disk; with ``allocated``, ``compressed`` and ``fragmented`` of them.
     """
@@ -184,6 +186,8 @@ class CheckResult:
     allocated_clusters: int = 0
     compressed_clusters: int = 0
     fragmented_clusters: int = 0
+    failure: str = ""
+    cause: ImageError | None = None
 
     MAX_FINDINGS = 10_000
     """Findings kept; the counts go on."""
@@ -197,6 +201,11 @@ class CheckResult:
         """Count a leaked cluster and note which."""
         self.leaks += 1
         self.note(line)
+
+    def fail(self, failure: str, cause: ImageError | None = None) -> None:
+        """End the check: nothing that it counts is complete."""
+        self.check_errors += 1
+        self.failure, self.cause = failure, cause
 
     def note(self, line: str) -> None:
         """Keep a finding, as long as there are not absurdly many (an image is not to fill the memory with them)."""

@@ -174,4 +174,4 @@ def _change_width(image: Qcow2Image, order: int) -> dict[str, int]:
             )
     builder = RefcountBuilder(image, counts, order)
     refcounts = StoredRefcounts(image, len(counts) - 1)
-    return builder.write(builder.plan_low((refcounts.counts != 0) | (counts != 0)))
+    return builder.write(builder.plan_low((refcounts.counts != 0) | (counts != 0)).layout)

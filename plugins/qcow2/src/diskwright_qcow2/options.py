@@ -60,5 +60,6 @@ AMEND_OPTIONS = (
 RUNTIME_OPTIONS = (
     Option("encrypt.format", OptionType.STRING, "How the image is encrypted; it has to be what the image says"),
     Option("encrypt.key-secret", OptionType.STRING, "ID of secret providing qcow AES key or LUKS passphrase"),
+    Option("l2-cache-entry-size", OptionType.SIZE, "Size of each entry in the L2 cache"),
     Option("encrypt.max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
 )
