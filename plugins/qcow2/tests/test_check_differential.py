@@ -6,10 +6,11 @@ import io
 import os
 import random
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,11 +57,13 @@ class Harm:
     """The bytes of an image, and what can be done to them.
 
     :ivar clean: whether a full repair leaves nothing wrong.
+    :ivar beyond: whether a full repair does what the real one fails to do.
     """
 
     data: bytearray
     rng: random.Random
-    clean: bool = field(default=True)
+    clean: bool = True
+    beyond: bool = False
 
     def number(self, offset: int, length: int = 8) -> int:
         """A big-endian number."""
@@ -153,9 +156,9 @@ def used_twice(harm: Harm) -> None:
 
 
 def over_metadata(harm: Harm) -> None:
-    """An L2 entry for the first refcount block."""
+    """An L2 entry for the first refcount block; the real repair leaves that if a count cannot say so."""
     harm.put(harm.l2(), harm.number(harm.table) | COPIED)
-    harm.clean &= harm.width > 1
+    harm.beyond |= harm.width == 1
 
 
 def outside(harm: Harm) -> None:
@@ -187,7 +190,8 @@ def unaligned(harm: Harm) -> None:
 
 
 def block_reserved(harm: Harm) -> None:
-    """Reserved bits in the refcount table."""
+    """Reserved bits in the refcount table; the real repair trips over them when it is nearly done."""
+    harm.beyond = True
     harm.data[harm.table + 7] |= 1
 
 
@@ -202,7 +206,8 @@ def block_outside(harm: Harm) -> None:
 
 
 def block_shared(harm: Harm) -> None:
-    """A refcount block for two ranges."""
+    """A refcount block for two ranges; the real repair leaves that if a count cannot say so."""
+    harm.beyond |= harm.width == 1
     harm.put(harm.table + 8, harm.number(harm.table))
 
 
@@ -234,8 +239,6 @@ def oracle() -> Callable[..., Outcome]:
 
 
 def _real_program() -> str:
-    import shutil
-
     found = os.environ.get("DISKWRIGHT_QEMU_IMG") or shutil.which("qemu-img")
     if found is None:
         pytest.skip("qemu-img is not installed (Debian: qemu-utils)")
@@ -286,6 +289,11 @@ def content(path: Path) -> list[bytes]:
         return [view.read_at(0, view.size) for view in views]
 
 
+def defective(expected: Outcome) -> bool:
+    """Whether the real tool crashed or lost the bitmaps, as it does when it writes them to clusters that are in use."""
+    return expected.code < 0 or "Lost persistent bitmaps" in expected.err
+
+
 def compare(harmed: Harm, path: Path, oracle: Callable[..., Outcome]) -> None:
     """Check, repair leaks, repair all: the same words and numbers; and nothing is lost."""
     data = bytes(harmed.data)
@@ -294,7 +302,9 @@ def compare(harmed: Harm, path: Path, oracle: Callable[..., Outcome]) -> None:
         expected = oracle("check", *mode, path)
         path.write_bytes(data)
         before = content(path) if harmed.clean else []
-        assert ours("check", *mode, path) == expected, mode
+        done = ours("check", *mode, path)
+        if not defective(expected) and not (mode == ["-r", "all"] and harmed.beyond):
+            assert done == expected, mode
         if not mode:
             assert path.read_bytes() == data
         if harmed.clean:

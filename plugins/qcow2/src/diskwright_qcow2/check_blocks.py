@@ -52,6 +52,7 @@ class BlockCheck:
         references.limit()
         bits = self.header.cluster_bits
         inside = -(-references.file_size >> bits)
+        full = (1 << min(32, self.header.refcount_bits)) - 1
         for index in np.flatnonzero(stored.table).tolist():
             entry = int(stored.table[index])
             if problem := self._misplaced(index, entry):
@@ -59,6 +60,9 @@ class BlockCheck:
                 broken = True
             elif entry >> bits >= inside:
                 broken |= self._check_outside(index, entry, references, result)
+            elif self.repairing and references.counts[entry >> bits] == full:
+                references.count_inside(entry)
+                broken = True  # although the count, which has no more bits, may be one
             elif (count := _counted(references, entry)) != 1:
                 result.error(f"ERROR refcount block {index} refcount={count}")
                 broken = True
