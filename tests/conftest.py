@@ -210,6 +210,8 @@ DISKS = {
     "512": "cluster_size=512,refcount_bits=64",
     "extended": "cluster_size=16k,extended_l2=on",
     "v2": "cluster_size=4k,compat=0.10",
+    "luks": "cluster_size=4k,encrypt.format=luks,encrypt.iter-time=10",
+    "aes": "cluster_size=4k,encrypt.format=aes",
 }
 """Creation options of the disks that the fixture ``disks`` makes, by the name of the kind."""
 

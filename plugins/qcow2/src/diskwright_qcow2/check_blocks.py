@@ -60,12 +60,13 @@ class BlockCheck:
                 broken = True
             elif entry >> bits >= inside:
                 broken |= self._check_outside(index, entry, references, result)
-            elif self.repairing and references.counts[entry >> bits] == full:
+            else:
+                # Where one more reference has no room, the count is no higher, but the cluster is used twice as well.
+                broken |= bool(references.counts[entry >> bits] == full)
                 references.count_inside(entry)
-                broken = True  # although the count, which has no more bits, may be one
-            elif (count := _counted(references, entry)) != 1:
-                result.error(f"ERROR refcount block {index} refcount={count}")
-                broken = True
+                if (count := int(references.counts[entry >> bits])) != 1:
+                    result.error(f"ERROR refcount block {index} refcount={count}")
+                    broken = True
         return broken
 
     def _misplaced(self, index: int, entry: int) -> str:
@@ -91,9 +92,3 @@ class BlockCheck:
         reason = errno.EINVAL if entry > MAX_INT64 - size else errno.EFBIG
         result.error(f"ERROR could not resize image: {os.strerror(reason)}")
         return True
-
-
-def _counted(references: References, offset: int) -> int:
-    """Count one more reference to the cluster of a block; how many there are then."""
-    references.count_inside(offset)
-    return int(references.counts[offset >> references.header.cluster_bits])
