@@ -263,6 +263,7 @@ def open_format(
         open_child=open_child,
         secret=context.objects.secret,
         check=request.check,
+        warn=context.warn,
     )
     try:
         image: Image = context.formats.call("open", format, source=node, options=options)

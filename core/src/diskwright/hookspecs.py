@@ -51,6 +51,10 @@ def no_secrets(id: str) -> bytes:
     raise ImageError(f"No secret with id '{id}'")
 
 
+def say_nothing(text: str) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     """What ``open`` of a format is told besides the node.
@@ -64,6 +68,7 @@ class OpenOptions:
     :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
     :ivar check: only ``check`` will be called: put up with whatever that will report, so that it can be repaired. An
         image opened like this and for writing is changed by nothing but the repair.
+    :ivar warn: tells the user something that does not stop anything; a text with a newline is shown as it is.
     """
 
     filename: str
@@ -73,6 +78,7 @@ class OpenOptions:
     open_child: Callable[[str, str], Node]
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
+    warn: Callable[[str], None] = say_nothing
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class References:
 
     :ivar counts: for each cluster of the file, and one more that the file may end in.
     :ivar clusters: how many clusters the file has, or will have when it has grown.
+    :ivar overflows: corruptions that are references for which the refcounts have no room.
     :param grown: file size that a repair is going to set, bytes; what refers behind the present end is wrong even so.
     """
 
@@ -64,6 +65,7 @@ class References:
         self.clusters = -(-max(self.file_size, grown) >> self.header.cluster_bits)
         if self.clusters > MAX_CLUSTERS:
             raise UnsupportedFeature(f"qcow2: files of more than {MAX_CLUSTERS} clusters cannot be checked")
+        self.overflows = 0
         self.counts: Column = np.zeros(self.clusters + 1, np.uint32)
         self._touched: Column = np.zeros((self.clusters >> _PAGE_BITS) + 1, bool)
 
@@ -121,6 +123,7 @@ class References:
 
     def _overflow(self, cluster: int, times: int) -> None:
         self.result.corruptions += times
+        self.overflows += times
         self.result.note(f"ERROR: overflow cluster offset={cluster << self.header.cluster_bits:#x}\n{_OVERFLOW_HINT}")
 
     def limit(self) -> None:
@@ -139,7 +142,9 @@ class References:
             shown = over[: self.result.MAX_FINDINGS]
             for index, times in zip(shown.tolist(), excess.tolist(), strict=False):
                 self._overflow(start + index, times)
-            self.result.corruptions += int(excess[len(shown) :].sum())
+            unshown = int(excess[len(shown) :].sum())
+            self.result.corruptions += unshown
+            self.overflows += unshown
             part[over] = maximum
 
     def touched_ranges(self) -> list[tuple[int, int]]:
@@ -182,6 +187,7 @@ class StoredRefcounts:
     def __init__(self, image: Qcow2Image, clusters: int) -> None:
         header = image.header
         self.entries = header.refcount_block_entries
+        self._cluster_size = header.cluster_size
         self.table, self.problem = read_refcount_table(image)
         width = unpack_refcounts(bytes(8), header.refcount_order).dtype
         self.counts: Column = np.zeros(clusters + 1, width)
@@ -209,6 +215,16 @@ class StoredRefcounts:
         starts, ends = np.array(self.unreadable, np.int64).T
         span = np.searchsorted(starts, clusters, side="right") - 1
         return found, (span < 0) | (clusters >= ends[span])
+
+    def unreadable_reason(self) -> str:
+        """Why the first refcounts that cannot be read cannot: for a block that is not aligned; else empty."""
+        if not self.unreadable:
+            return ""
+        index = self.unreadable[0][0] // self.entries
+        offset = int(self.table[index]) & layout.REFCOUNT_TABLE_OFFSET_MASK
+        if not offset & (self._cluster_size - 1):
+            return ""
+        return f"Refblock offset {offset:#x} unaligned (reftable index: {hex(index) if index else 0})"
 
     def covered(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those ranges together with what the blocks cover, sorted, without overlap and without what is unreadable."""

@@ -118,13 +118,15 @@ class TableCheck:
         before = self.result.corruptions, self.result.corruptions_fixed
         self._count_l1(active)
         parts = [L1Use.of(active, active=True)]
+        gathered = 0
         for table in inactive_l1(self.image, snapshots):
             if table.problem or not self.references.count_range(table.offset, table.length):
                 self.result.corruptions += 1
             self._count_l1(table.entries)
             parts.append(L1Use.of(table.entries, active=False))
-            if sum(len(part.offsets) for part in parts[1:]) > MAX_GATHERED:
-                parts = [L1Use.total(parts)]
+            gathered += len(parts[-1].offsets)
+            if gathered > MAX_GATHERED:
+                parts, gathered = [L1Use.total(parts)], 0
         use = L1Use.total(parts)
         if len(use.offsets):
             outside = self.references.add_many(use.offsets, self.header.cluster_size, use.uses)

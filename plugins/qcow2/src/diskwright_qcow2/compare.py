@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .refcount import Column
 
 _AT_ONCE = 1 << 20
+_ONCE = "further non-fatal corruption events will be suppressed"
 
 
 class Difference(NamedTuple):
@@ -30,6 +31,7 @@ class Comparison:
     :ivar leaks: clusters with too high a refcount.
     :ivar low: clusters with too low a refcount.
     :ivar unreadable: clusters with none that could be read.
+    :ivar reason: why the first of them could not, if it is said.
     :ivar lost: whether any that is in use counts as free.
     :ivar shown: differences in order, no more than are shown of the largest kind.
     """
@@ -37,6 +39,7 @@ class Comparison:
     def __init__(self, references: References, stored: StoredRefcounts) -> None:
         self.highest = self.leaks = self.low = self.unreadable = 0
         self.lost = False
+        self.reason = stored.unreadable_reason()
         self.shown: list[Difference] = []
         if not references.counts[-1]:
             # Behind the last cluster of the file only what is referred to is looked at.
@@ -67,8 +70,12 @@ class Comparison:
 
     def report(self, result: CheckResult, *, leaks_fixed: bool = False, low_fixed: bool = False) -> None:
         """Note the differences, and count those that are not repaired."""
+        reason = self.reason
         for cluster, stored, computed in self.shown:
             if stored < 0:
+                if reason:
+                    result.note(f"qcow2: Image is corrupt: {reason}; {_ONCE}")
+                reason = ""
                 result.note(f"Can't get refcount for cluster {cluster}: Input/output error")
                 continue
             leak = stored > computed

@@ -50,6 +50,7 @@ class Qcow2Image(WritableImage):
         self.filename = options.filename
         self.read_only = not options.writable
         self.file = source
+        self._warn = options.warn
         self.reader = BoundedReader(source, "qcow2")
         self.header = header = Header.read(self.reader, repairing=options.check)
         self.backing_file = header.backing_file
@@ -84,7 +85,9 @@ class Qcow2Image(WritableImage):
         if self.header.incompatible_features & Incompatible.DIRTY:
             from .repair import repair
 
-            repair(self, "all")
+            found = repair(self, "all").findings
+            if found:
+                self._warn("".join(f"{line}\n" for line in found))
             if self.header.incompatible_features & Incompatible.DIRTY:
                 raise InvalidImage("qcow2: Could not repair dirty image", filename=self.file.filename)
 
