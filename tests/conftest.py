@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from diskwright.testing.faults import Folder
+from diskwright.testing.secret import SECRET, address
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 64 * KIB
@@ -120,7 +121,7 @@ def qemu_io() -> Callable[..., Result]:
 
     def call(image: Path, format: str, *commands: str) -> Result:
         parts = [part for command in commands for part in ("-c", command)]
-        result = run([program, "-f", format, *parts, image])
+        result = run([program, "--object", SECRET, "-f", format, *parts, address(image)])
         assert result.code == 0, result
         assert "failed" not in result.out + result.err, result
         return result
@@ -210,8 +211,14 @@ DISKS = {
     "512": "cluster_size=512,refcount_bits=64",
     "extended": "cluster_size=16k,extended_l2=on",
     "v2": "cluster_size=4k,compat=0.10",
+    "luks": "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s0,encrypt.iter-time=10",
+    "aes": "cluster_size=4k,encrypt.format=aes,encrypt.key-secret=s0",
 }
 """Creation options of the disks that the fixture ``disks`` makes, by the name of the kind."""
+
+
+ENCRYPTED = frozenset({"luks", "aes"})
+"""Those of them that are encrypted, and without a backing file; see :mod:`diskwright.testing.secret`."""
 
 
 @pytest.fixture(scope="session")
@@ -236,13 +243,14 @@ def disks(
             qemu_img("create", "-q", "-f", "qcow2", folder / base, "1M")
             write(folder / base, f"{place} 300k", "700k 64k")
         (folder / "spare.raw").write_bytes(random.Random(9).randbytes(MIB) + bytes(512 * KIB))
-        backing = ["-b", folder / "base.qcow2", "-F", "qcow2"]
-        qemu_img("create", "-q", "-f", "qcow2", "-o", DISKS[kind], *backing, disk, "1536k")
-        qemu_img("rebase", "-u", "-b", "base.qcow2", "-F", "qcow2", disk)
+        # What is named with its options finds no backing file by a relative name.
+        backing = [] if kind in ENCRYPTED else ["-u", "-b", "base.qcow2", "-F", "qcow2"]
+        secret = ["--object", SECRET]
+        qemu_img("create", "-q", *secret, "-f", "qcow2", "-o", DISKS[kind], *backing, disk, "1536k")
         write(disk, "64k 100k", "1100k 90k")
-        write(disk, "512k 64k", flags="-c" if kind != "512" else "")
+        write(disk, "512k 64k", flags="-c" if kind not in ENCRYPTED | {"512"} else "")
         for snapshot, place in (("s1", "128k 30k"), ("s2", "320k 64k")) if snapshots else ():
-            qemu_img("snapshot", "-c", snapshot, disk)
+            qemu_img("snapshot", *secret, "-c", snapshot, address(disk))
             write(disk, place)
         qemu_io(disk, "qcow2", "write -z 560k 64k", "write -zu 1120k 32k")
         if bitmap:
@@ -279,7 +287,12 @@ class Modification:
 
     def command(self, folder: Path) -> list[str]:
         """The arguments for a disk in that folder."""
-        return [argument.replace("{}", str(folder)) for argument in self.arguments]
+        arguments = [argument.replace("{}", str(folder)) for argument in self.arguments]
+        if self.kind in ENCRYPTED:
+            disk = folder / "disk.qcow2"
+            arguments = [address(disk) if argument == str(disk) else argument for argument in arguments]
+            arguments[1:1] = ["--object", SECRET]
+        return arguments
 
 
 def _on_disk(text: str, *hooks: str, **properties: Any) -> Modification:
@@ -312,6 +325,13 @@ MODIFICATIONS = {
     "rebase-unsafe": _on_disk("rebase -u -b other.qcow2 -F qcow2", "set_backing"),
     "amend-refcounts": _on_disk("amend -o refcount_bits=32", "amend", kind="512"),
     "amend-upgrade": _on_disk("amend -o compat=1.1", "amend", kind="v2"),
+    "resize-grow-luks": Modification(("resize", "{}/disk.qcow2", "+700k"), ("resize",), kind="luks"),
+    "resize-full-aes": Modification(
+        ("resize", "--preallocation=full", "{}/disk.qcow2", "+300k"), ("resize",), kind="aes"
+    ),
+    "resize-shrink-luks": Modification(("resize", "--shrink", "{}/disk.qcow2", "400k"), ("resize",), kind="luks"),
+    "amend-refcounts-luks": _on_disk("amend -o refcount_bits=32", "amend", kind="luks"),
+    "amend-lazy-aes": _on_disk("amend -o lazy_refcounts=on", "amend", kind="aes"),
     "amend-downgrade": _on_disk("amend -o compat=0.10", "amend"),
     "bitmap-add": Modification(("bitmap", "--add", "{}/disk.qcow2", "b1"), ("bitmap_add",), bitmap=True),
     "bitmap-remove": Modification(("bitmap", "--remove", "{}/disk.qcow2", "b0"), ("bitmap_remove",), bitmap=True),

@@ -99,7 +99,7 @@ class App:
 
     def _warn_of_image(self, text: str) -> None:
         if "\n" in text:
-            self.err.lines(text)
+            self.err.lines(text.removesuffix("\n"))
         else:
             self.warn(text)
 

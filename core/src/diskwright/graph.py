@@ -155,6 +155,7 @@ def open_format(
         secret=context.objects.secret,
         check=request.check,
         children=children or {},
+        warn=context.warn,
     )
     try:
         image: Image = context.formats.call("open", format, source=node, options=options)

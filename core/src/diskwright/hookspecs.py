@@ -54,6 +54,10 @@ def no_secrets(id: str) -> bytes:
     raise ImageError(f"No secret with id '{id}'")
 
 
+def say_nothing(text: str) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     """What ``open`` of a format is told besides the node.
@@ -69,6 +73,7 @@ class OpenOptions:
         image opened like this and for writing is changed by nothing but the repair.
     :ivar children: the nodes that the user named for roles of ``child_roles``, opened, by role. An image closes them,
         as it closes the node that it stands in; if ``open`` fails, the core does.
+    :ivar warn: tells the user something that does not stop anything; a text with a newline is shown as it is.
     """
 
     filename: str
@@ -79,6 +84,7 @@ class OpenOptions:
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
     children: Mapping[str, Node] = field(default_factory=dict)
+    warn: Callable[[str], None] = say_nothing
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,8 @@ class CheckResult:
     :ivar corruptions: number of inconsistencies that endanger data.
     :ivar leaks: number of clusters allocated but not used.
     :ivar check_errors: number of times the check itself failed.
+    :ivar failure: the system's word for why the check could not be finished; empty if it was.
+    :ivar cause: the reason for that, if it is none of the findings.
     :ivar image_end: offset behind the last cluster in use, bytes, 0 if unknown.
     :ivar total_clusters: clusters of the virtual disk; with ``allocated``, ``compressed`` and ``fragmented`` of them.
     """
@@ -192,6 +200,8 @@ class CheckResult:
     allocated_clusters: int = 0
     compressed_clusters: int = 0
     fragmented_clusters: int = 0
+    failure: str = ""
+    cause: ImageError | None = None
 
     MAX_FINDINGS = 10_000
     """Findings kept; the counts go on."""
@@ -205,6 +215,11 @@ class CheckResult:
         """Count a leaked cluster and note which."""
         self.leaks += 1
         self.note(line)
+
+    def fail(self, failure: str, cause: ImageError | None = None) -> None:
+        """End the check: nothing that it counts is complete."""
+        self.check_errors += 1
+        self.failure, self.cause = failure, cause
 
     def note(self, line: str) -> None:
         """Keep a finding, as long as there are not absurdly many (an image is not to fill the memory with them)."""

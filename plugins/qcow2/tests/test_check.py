@@ -48,7 +48,7 @@ def real_check(path: Path) -> tuple[dict[str, int], list[str]]:
         [program, "check", "-f", "qcow2", "--output=json", path], capture_output=True, text=True, check=False
     )
     report: dict[str, Any] = json.loads(done.stdout)
-    lines = [line for line in done.stderr.splitlines() if line and not line.startswith(("qemu-img: ", "qcow2: "))]
+    lines = [line for line in done.stderr.splitlines() if line and not line.startswith("qemu-img: ")]
     return {name: report.get(name, 0) for name in NUMBERS}, sorted(lines)
 
 

@@ -53,6 +53,7 @@ def run(args: Namespace, app: App) -> int:
     request = CheckRequest(filename, args.format, args.repair, args.force_share, cache)
     checked = check_file(app.context, request, show_repair)
     _show_findings(app, checked.result)
+    _require_finished(app, checked.result)
     if not args.quiet:
         _report(app, filename, checked.driver, checked.result, as_json=as_json)
     return _exit_code(checked.result)
@@ -61,6 +62,16 @@ def run(args: Namespace, app: App) -> int:
 def _show_findings(app: App, result: CheckResult) -> None:
     for finding in result.findings:
         app.err.line(finding)
+    app.err.flush()  # where both go to the same place, findings come before the summary
+
+
+def _require_finished(app: App, result: CheckResult) -> None:
+    """Fail if the check came to no end: what it counted is worth no summary."""
+    if not result.failure:
+        return
+    if result.cause is not None:
+        app.error(str(result.cause), result.cause.hint)
+    raise ImageError(f"Check failed: {result.failure}")
 
 
 def _report(app: App, filename: str, format: str, result: CheckResult, *, as_json: bool) -> None:

@@ -26,9 +26,12 @@ class Seen:
     bitmaps: dict[str, Any] = field(default_factory=dict)
 
 
-def look(path: Path, format: str) -> Seen:
-    """Open an image with its backing files and read all of it."""
-    context = Context()
+def look(path: Path | str, format: str, context: Context | None = None) -> Seen:
+    """Open an image with its backing files and read all of it.
+
+    :param context: knows the secrets that the image needs.
+    """
+    context = context or Context()
     with context.open(str(path), format) as image:
         snapshots = {}
         for snapshot in listed(context, image):
@@ -44,9 +47,9 @@ def look(path: Path, format: str) -> Seen:
         return Seen(image.read_at(0, image.size), snapshots, bitmaps)
 
 
-def require_sound(path: Path, format: str) -> None:
+def require_sound(path: Path | str, format: str, context: Context | None = None) -> None:
     """The driver's own check finds leaks at most."""
-    result = check_file(Context(), CheckRequest(str(path), format), lambda _: None).result
+    result = check_file(context or Context(), CheckRequest(str(path), format), lambda _: None).result
     assert (result.corruptions, result.check_errors) == (0, 0), result
 
 

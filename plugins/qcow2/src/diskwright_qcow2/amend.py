@@ -159,7 +159,7 @@ def _change_width(image: Qcow2Image, order: int) -> dict[str, int]:
     :raises InvalidOption: a refcount does not fit.
     """
     header = image.header
-    counts = content_references(image, image.l1)
+    counts = content_references(image, image.l1, crowded=True)
     if header.l1_size:
         end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
         counts[header.l1_table_offset >> header.cluster_bits : -(-end >> header.cluster_bits)] += np.uint32(1)
@@ -174,4 +174,4 @@ def _change_width(image: Qcow2Image, order: int) -> dict[str, int]:
             )
     builder = RefcountBuilder(image, counts, order)
     refcounts = StoredRefcounts(image, len(counts) - 1)
-    return builder.write(builder.plan_low((refcounts.counts != 0) | (counts != 0)))
+    return builder.write(builder.plan_low((refcounts.counts != 0) | (counts != 0)).layout)

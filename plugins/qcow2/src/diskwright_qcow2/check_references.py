@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 MAX_CLUSTERS = 1 << 31
 """Host clusters of a file that can be checked; memory is taken only for those in use."""
 _PAGE_BITS = 16
-_MAX_REPEATS = 100
 _OVERFLOW_HINT = (
     "Use qemu-img amend to increase the refcount entry width or qemu-img convert to create a clean copy if the image "
     "cannot be opened for writing"
@@ -41,57 +40,65 @@ def note_all(result: CheckResult, number: int, line: Callable[[int], str], index
         result.note(line(index))
 
 
-def note_weighted(result: CheckResult, weights: Column, line: Callable[[int], str], indexes: Column) -> None:
-    """The same where each place counts as often as its weight says; lines are repeated too, but not without end.
-
-    :param weights: for each possible index.
-    """
-    shown = indexes[: result.MAX_FINDINGS]
-    repeated = np.repeat(shown, np.minimum(weights[shown], _MAX_REPEATS))
-    note_all(result, int(weights[indexes].sum()), line, repeated)
+def outside_line(offset: int, length: int) -> str:
+    """The finding that a range of the file lies behind its end."""
+    return (
+        "ERROR: counting reference for region exceeding the end of the file by one cluster or more: "
+        f"offset {offset:#x} size {length:#x}"
+    )
 
 
 class References:
     """Counts of references to host clusters, computed from everything that refers to any.
 
     :ivar counts: for each cluster of the file, and one more that the file may end in.
-    :ivar clusters: how many clusters the file has.
+    :ivar clusters: how many clusters the file has, or will have when it has grown.
+    :ivar overflows: corruptions that are references for which the refcounts have no room.
+    :param grown: file size that a repair is going to set, bytes; what refers behind the present end is wrong even so.
     """
 
-    def __init__(self, image: Qcow2Image, result: CheckResult) -> None:
+    def __init__(self, image: Qcow2Image, result: CheckResult, grown: int = 0) -> None:
         self.header = image.header
         self.result = result
         size = image.file.size
         self.file_size = -(-size // SECTOR) * SECTOR
-        self.clusters = -(-self.file_size >> self.header.cluster_bits)
+        self.clusters = -(-max(self.file_size, grown) >> self.header.cluster_bits)
         if self.clusters > MAX_CLUSTERS:
             raise UnsupportedFeature(f"qcow2: files of more than {MAX_CLUSTERS} clusters cannot be checked")
+        self.overflows = 0
         self.counts: Column = np.zeros(self.clusters + 1, np.uint32)
         self._touched: Column = np.zeros((self.clusters >> _PAGE_BITS) + 1, bool)
 
+    def fits(self, offset: int, length: int) -> bool:
+        """Whether a range, in bytes, does not exceed the file by a cluster or more."""
+        return offset + length - self.file_size < 1 << self.header.cluster_bits
+
     def add_range(self, offset: int, length: int) -> None:
-        """Count references to a range of the file, in bytes."""
-        if length <= 0:
-            return
+        """Count references to a range of the file, in bytes, or report that it is outside."""
+        if length > 0 and not self.count_range(offset, length):
+            self.result.error(outside_line(offset, length))
+
+    def count_range(self, offset: int, length: int) -> bool:
+        """Count references to a range of the file, in bytes; whether it is inside."""
+        if not self.fits(offset, length):
+            return False
         bits = self.header.cluster_bits
-        if offset + length - self.file_size >= 1 << bits:
-            self._outside(np.array([offset]), np.array([length]), np.array([1]))
-            return
         first, last = offset >> bits, (offset + length - 1) >> bits
         self.counts[first : last + 1] += np.uint32(1)
         self._touched[first >> _PAGE_BITS : (last >> _PAGE_BITS) + 1] = True
+        return True
 
-    def add_many(self, offsets: Column, lengths: Column | int, weights: Column) -> None:
+    def add_many(self, offsets: Column, lengths: Column | int, weights: Column) -> Column:
         """Count references to many short ranges.
 
         :param offsets: bytes, signed.
         :param lengths: bytes, > 0, at most two clusters.
+        :returns: which of them are outside the file, and not counted.
         """
         bits = self.header.cluster_bits
         ends: Column = offsets + lengths
-        outside = ends - self.file_size >= 1 << bits
+        outside: Column = ends - self.file_size >= 1 << bits
         if outside.any():
-            self._outside(offsets[outside], (ends - offsets)[outside], weights[outside])
             inside = ~outside
             offsets, ends, weights = offsets[inside], ends[inside], weights[inside]
         first: Column = offsets >> bits
@@ -99,21 +106,25 @@ class References:
         for step in range(3):
             more = first + step <= last
             if not more.any():
-                return
+                break
             clusters = first[more] + step if step or not more.all() else first
             self._touched[clusters >> _PAGE_BITS] = True
             np.add.at(self.counts, clusters, weights[more].astype(np.uint32))
+        return outside
 
-    def _outside(self, offsets: Column, lengths: Column, weights: Column) -> None:
-        note_weighted(
-            self.result,
-            weights,
-            lambda i: (
-                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: "
-                f"offset {int(offsets[i]):#x} size {int(lengths[i]):#x}"
-            ),
-            np.arange(len(offsets)),
-        )
+    def count_inside(self, offset: int) -> None:
+        """Count a reference to one cluster that is, or is going to be, in the file."""
+        cluster = offset >> self.header.cluster_bits
+        if self.counts[cluster] == (1 << min(32, self.header.refcount_bits)) - 1:
+            self._overflow(cluster, 1)
+            return
+        self.counts[cluster] += np.uint32(1)
+        self._touched[cluster >> _PAGE_BITS] = True
+
+    def _overflow(self, cluster: int, times: int) -> None:
+        self.result.corruptions += times
+        self.overflows += times
+        self.result.note(f"ERROR: overflow cluster offset={cluster << self.header.cluster_bits:#x}\n{_OVERFLOW_HINT}")
 
     def limit(self) -> None:
         """Report counts that no refcount of this image can have, and treat them as the highest that it can."""
@@ -127,14 +138,13 @@ class References:
         part = self.counts[start:end]
         over = np.flatnonzero(part > maximum)
         if len(over):
-            bits = self.header.cluster_bits
-            excess = int((part[over] - np.uint32(maximum)).sum())
-            note_all(
-                self.result,
-                excess,
-                lambda i: f"ERROR: overflow cluster offset={(start + i) << bits:#x}\n{_OVERFLOW_HINT}",
-                over,
-            )
+            excess = part[over] - np.uint32(maximum)
+            shown = over[: self.result.MAX_FINDINGS]
+            for index, times in zip(shown.tolist(), excess.tolist(), strict=False):
+                self._overflow(start + index, times)
+            unshown = int(excess[len(shown) :].sum())
+            self.result.corruptions += unshown
+            self.overflows += unshown
             part[over] = maximum
 
     def touched_ranges(self) -> list[tuple[int, int]]:
@@ -152,6 +162,19 @@ class References:
         ]
 
 
+def read_refcount_table(image: Qcow2Image) -> tuple[Column, str]:
+    """The refcount table as stored, and why it cannot be read; without entries if it cannot."""
+    header = image.header
+    count = (header.refcount_table_clusters << header.cluster_bits) // layout.REFCOUNT_TABLE_ENTRY_SIZE
+    try:
+        table: Column = image.reader.table(
+            layout.REFCOUNT_TABLE_DTYPE, header.refcount_table_offset, count, "refcount table", limit=MAX_TABLE_ENTRIES
+        )
+    except InvalidImage as error:
+        return np.zeros(0, np.uint64), str(error)
+    return table, ""
+
+
 class StoredRefcounts:
     """All refcounts that an image states for the clusters of its file.
 
@@ -164,19 +187,8 @@ class StoredRefcounts:
     def __init__(self, image: Qcow2Image, clusters: int) -> None:
         header = image.header
         self.entries = header.refcount_block_entries
-        count = (header.refcount_table_clusters << header.cluster_bits) // layout.REFCOUNT_TABLE_ENTRY_SIZE
-        self.problem = ""
-        try:
-            self.table: Column = image.reader.table(
-                layout.REFCOUNT_TABLE_DTYPE,
-                header.refcount_table_offset,
-                count,
-                "refcount table",
-                limit=MAX_TABLE_ENTRIES,
-            )
-        except InvalidImage as error:
-            self.table = np.zeros(0, np.uint64)
-            self.problem = str(error)
+        self._cluster_size = header.cluster_size
+        self.table, self.problem = read_refcount_table(image)
         width = unpack_refcounts(bytes(8), header.refcount_order).dtype
         self.counts: Column = np.zeros(clusters + 1, width)
         self.unreadable: list[tuple[int, int]] = []
@@ -203,6 +215,16 @@ class StoredRefcounts:
         starts, ends = np.array(self.unreadable, np.int64).T
         span = np.searchsorted(starts, clusters, side="right") - 1
         return found, (span < 0) | (clusters >= ends[span])
+
+    def unreadable_reason(self) -> str:
+        """Why the first refcounts that cannot be read cannot: for a block that is not aligned; else empty."""
+        if not self.unreadable:
+            return ""
+        index = self.unreadable[0][0] // self.entries
+        offset = int(self.table[index]) & layout.REFCOUNT_TABLE_OFFSET_MASK
+        if not offset & (self._cluster_size - 1):
+            return ""
+        return f"Refblock offset {offset:#x} unaligned (reftable index: {hex(index) if index else 0})"
 
     def covered(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Those ranges together with what the blocks cover, sorted, without overlap and without what is unreadable."""

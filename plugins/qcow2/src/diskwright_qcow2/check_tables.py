@@ -1,21 +1,27 @@
-"""Checking L1 and L2 tables: each L2 table is read once, however many L1 entries use it."""
+"""Checking L1 and L2 tables: each L2 table is read once, however many L1 entries use it.
+
+The lines about an L2 table are kept until all are read, and then reported where the L1 tables lead to it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import layout
-from .check_references import References, StoredRefcounts, note_weighted
+from .check_lines import TableLines
+from .check_references import References, StoredRefcounts, outside_line
+from .inactive import inactive_l1
 from .refcount import Column
 
 if TYPE_CHECKING:
     from diskwright.hookspecs import CheckResult
 
     from .image import Qcow2Image
+    from .snapshots import SnapshotEntry
 
 BATCH_BYTES = 1 << 20
 """L2 tables looked at together."""
@@ -64,12 +70,14 @@ class L1Use:
 class _Batch:
     """L2 entries of several tables, one behind the other.
 
+    :ivar offsets: host offset of each table.
     :ivar weights: for each entry, how often its table is used.
     :ivar active: the same by the active L1 table.
     :ivar copied: the same again, but 0 where the copied flags cannot be checked as the table's refcount is unknown.
     :ivar per_table: entries of a table.
     """
 
+    offsets: list[int]
     entries: Column
     bitmaps: Column
     weights: Column
@@ -81,64 +89,150 @@ class _Batch:
 class TableCheck:
     """Walks over all L1 and L2 tables of an image.
 
-    :ivar late: corruptions that are reported after the refcounts: (how many, lines, indexes).
+    :ivar wrong_flags: corruptions that are COPIED flags which do not go with the refcounts; not part of the result.
+    :param repairing: whether what a repair replaces is taken for replaced.
     """
 
-    def __init__(self, image: Qcow2Image, references: References, stored: StoredRefcounts, result: CheckResult) -> None:
+    def __init__(
+        self,
+        image: Qcow2Image,
+        references: References,
+        stored: StoredRefcounts,
+        result: CheckResult,
+        *,
+        repairing: bool = False,
+    ) -> None:
         self.image = image
         self.header = image.header
         self.references = references
         self.stored = stored
         self.result = result
-        self.late: list[tuple[int, list[str]]] = []
+        self.repairing = repairing
+        self.wrong_flags = 0
+        self._lines = TableLines()
+        self._repaired = TableLines()
+        self._flags = TableLines()
 
-    def run(self, active: Column, inactive: Iterable[Column]) -> None:
-        """Check the active L1 table and inactive ones, with all that they lead to."""
-        self._check_l1(active)
+    def run(self, active: Column, snapshots: Sequence[SnapshotEntry]) -> None:
+        """Check the active L1 table and those of snapshots, with all that they lead to."""
+        before = self.result.corruptions, self.result.corruptions_fixed
+        self._count_l1(active)
         parts = [L1Use.of(active, active=True)]
-        for l1 in inactive:
-            self._check_l1(l1)
-            parts.append(L1Use.of(l1, active=False))
-            if sum(len(part.offsets) for part in parts[1:]) > MAX_GATHERED:
-                parts = [L1Use.total(parts)]
+        gathered = 0
+        for table in inactive_l1(self.image, snapshots):
+            if table.problem or not self.references.count_range(table.offset, table.length):
+                self.result.corruptions += 1
+            self._count_l1(table.entries)
+            parts.append(L1Use.of(table.entries, active=False))
+            gathered += len(parts[-1].offsets)
+            if gathered > MAX_GATHERED:
+                parts, gathered = [L1Use.total(parts)], 0
         use = L1Use.total(parts)
         if len(use.offsets):
-            length = self.header.cluster_size
-            self.references.add_many(use.offsets, length, use.uses)
-        self._check_copied_l1(active)
+            outside = self.references.add_many(use.offsets, self.header.cluster_size, use.uses)
+            self.result.corruptions += int(use.uses[outside].sum())
         for batch in self._batches(use):
             self._check_batch(batch)
+        if (self.result.corruptions, self.result.corruptions_fixed) != before:
+            self._report_all(active, snapshots)
 
-    def _report(self, bad: Column, weights: Column, line: Callable[[int], str]) -> None:
-        if bad.any():
-            note_weighted(self.result, weights, line, np.flatnonzero(bad))
+    def _report_all(self, active: Column, snapshots: Sequence[SnapshotEntry]) -> None:
+        """Note the lines about all tables."""
+        self._report_l1(active)
+        for table in inactive_l1(self.image, snapshots):
+            if len(self.result.findings) >= self.result.MAX_FINDINGS:
+                return
+            if table.problem:
+                self.result.note(table.problem)
+            elif not self.references.fits(table.offset, table.length):
+                self.result.note(outside_line(table.offset, table.length))
+            self._report_l1(table.entries)
 
-    def _check_l1(self, l1: Column) -> None:
-        ones = np.broadcast_to(np.int64(1), l1.shape)
-        reserved = (l1 & np.uint64(layout.L1_RESERVED_MASK)) != 0
-        self._report(reserved, ones, lambda i: f"ERROR found L1 entry with reserved bits set: {int(l1[i]):x}")
+    def _l1_faults(self, l1: Column) -> tuple[Column, Column, Column, Column]:
+        """Offsets of the L2 tables, and which entries have reserved bits, are outside the file, are not aligned."""
         offsets = l1 & _OFFSET_MASK
+        reserved = (l1 & np.uint64(layout.L1_RESERVED_MASK)) != 0
         unaligned = (offsets & np.uint64(self.header.cluster_size - 1)) != 0
-        self._report(
-            unaligned,
-            ones,
-            lambda i: f"ERROR l2_offset={int(offsets[i]):x}: Table is not cluster aligned; L1 entry corrupted",
-        )
+        ends = offsets.astype(np.int64) + self.header.cluster_size
+        outside = (l1 != 0) & (ends - self.references.file_size >= self.header.cluster_size)
+        return offsets, reserved, outside, unaligned
 
-    def _check_copied_l1(self, l1: Column) -> None:
-        """The copied flag says that the refcount is one."""
-        used = np.flatnonzero(l1 & _OFFSET_MASK)
-        entries = l1[used]
-        counts, readable = self.stored.of(
-            ((entries & _OFFSET_MASK) >> np.uint64(self.header.cluster_bits)).astype(np.int64)
-        )
-        bad = np.flatnonzero(((counts == 1) != ((entries & _COPIED) != 0)) & readable)
-        lines = [
-            f"ERROR OFLAG_COPIED L2 cluster: l1_index={int(used[i])} l1_entry={int(entries[i]):x} "
-            f"refcount={int(counts[i])}"
-            for i in bad[: self.result.MAX_FINDINGS].tolist()
-        ]
-        self.late.append((len(bad), lines))
+    def _count_l1(self, l1: Column) -> None:
+        _, reserved, _, unaligned = self._l1_faults(l1)
+        self.result.corruptions += int(reserved.sum()) + int(unaligned.sum())
+
+    def _report_l1(self, l1: Column) -> None:
+        """Note the lines about an L1 table and those that it leads to."""
+        result = self.result
+        offsets, reserved, outside, unaligned = self._l1_faults(l1)
+        wrong = reserved | outside | unaligned | self._lines.has(offsets) | self._repaired.has(offsets)
+        for i in np.flatnonzero(wrong).tolist():
+            if len(result.findings) >= result.MAX_FINDINGS:
+                return
+            offset = int(offsets[i])
+            if reserved[i]:
+                result.note(f"ERROR found L1 entry with reserved bits set: {int(l1[i]):x}")
+            if outside[i]:
+                result.note(outside_line(offset, self.header.cluster_size))
+            if unaligned[i]:
+                result.note(f"ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted")
+            lines = sorted(self._lines.of(offset) + self._repaired.tables.pop(offset, []))
+            for _, _, line in lines:
+                result.note(line)
+
+    def flag_lines(self, l1: Column, word: str) -> list[str]:
+        """The findings about COPIED flags of the active L1 table and the tables behind it.
+
+        :param word: what they start with.
+        """
+        offsets = l1 & _OFFSET_MASK
+        counts, bad = self._wrong_l1_flags(l1)
+        lines: list[str] = []
+        for i in np.flatnonzero(bad | self._flags.has(offsets)).tolist():
+            if len(lines) >= self.result.MAX_FINDINGS:
+                break
+            if bad[i]:
+                lines.append(
+                    f"{word} OFLAG_COPIED L2 cluster: l1_index={i} l1_entry={int(l1[i]):x} refcount={int(counts[i])}"
+                )
+            lines += [f"{word} OFLAG_COPIED {line}" for _, _, line in self._flags.of(int(offsets[i]))]
+        return lines
+
+    def _wrong_l1_flags(self, l1: Column) -> tuple[Column, Column]:
+        """Refcounts of the L2 tables, and which copied flags do not say whether that is one."""
+        offsets = l1 & _OFFSET_MASK
+        counts, readable = self.stored.of((offsets >> np.uint64(self.header.cluster_bits)).astype(np.int64))
+        return counts, (offsets != 0) & ((counts == 1) != ((l1 & _COPIED) != 0)) & readable
+
+    def count_l1_flags(self, l1: Column) -> None:
+        """Count the wrong copied flags of the active L1 table itself."""
+        self.wrong_flags += int(self._wrong_l1_flags(l1)[1].sum())
+
+    def _report(
+        self, batch: _Batch, bad: Column, rank: int, line: Callable[[int], str], *, fixed: bool = False
+    ) -> None:
+        """Count corruptions of L2 entries, and keep the lines about them.
+
+        :param rank: their place among the lines about one entry.
+        :param line: the line for an index of the batch, without the word at its start.
+        :param fixed: whether a repair has replaced them, when the first L1 entry led there.
+        """
+        places = np.flatnonzero(bad)
+        if not len(places):
+            return
+        if fixed:
+            self.result.corruptions_fixed += len(places)
+        else:
+            self.result.corruptions += int(batch.weights[places].sum())
+        word, lines = ("Repairing ", self._repaired) if fixed else ("ERROR", self._lines)
+        for i in places[: lines.room].tolist():
+            text = line(i)
+            lines.add(
+                batch.offsets[i // batch.per_table],
+                i % batch.per_table,
+                rank,
+                word + (text.lstrip(": ") if fixed else text),
+            )
 
     def _batches(self, use: L1Use) -> Iterator[_Batch]:
         size = self.header.cluster_size
@@ -160,6 +254,7 @@ class TableCheck:
             else:
                 entries, bitmaps = table, np.zeros(1, np.uint64)
             yield _Batch(
+                use.offsets[chosen].tolist(),
                 entries,
                 bitmaps,
                 np.repeat(use.uses[chosen], per_table),
@@ -175,7 +270,7 @@ class TableCheck:
             return
         compressed = (entries & _COMPRESSED) != 0
         bad = used & ~compressed & ((entries & np.uint64(layout.L2_RESERVED_MASK)) != 0)
-        self._report(bad, batch.weights, lambda i: f"ERROR found l2 entry with reserved bits set: {int(entries[i]):x}")
+        self._report(batch, bad, 0, lambda i: f" found l2 entry with reserved bits set: {int(entries[i]):x}")
         if compressed.any():
             self._check_compressed(batch, compressed)
         placed = ~compressed & ((entries & _OFFSET_MASK) != 0)
@@ -184,93 +279,123 @@ class TableCheck:
             placed |= ~compressed & ~zero & ((entries & _COPIED) != 0)
         if self.header.extended_l2:
             self._check_bitmaps(batch, compressed, placed)
+        placed = self._check_alignment(batch, placed)
         if placed.any():
             self._check_placed(batch, placed)
             self._fragments(batch, placed)
 
     def _check_compressed(self, batch: _Batch, compressed: Column) -> None:
-        entries = batch.entries
+        entries, fixed = batch.entries, self.repairing
         shift = np.uint64(layout.compressed_size_shift(self.header.cluster_bits))
         offsets = entries & ((np.uint64(1) << shift) - np.uint64(1))
         self._report(
+            batch,
             compressed & ((entries & _COPIED) != 0),
-            batch.weights,
-            lambda i: f"ERROR: coffset=0x{int(offsets[i]):x}: copied flag must never be set for compressed clusters",
+            1,
+            lambda i: f": coffset=0x{int(offsets[i]):x}: copied flag must never be set for compressed clusters",
+            fixed=fixed,
         )
-        good = compressed
+
+        def place(i: int) -> str:
+            return f"entry={int(entries[i] & ~_COPIED):#x}"
+
+        number = batch.per_table
         if self.header.has_data_file:
             self._report(
+                batch,
                 compressed,
-                batch.weights,
-                lambda i: (
-                    f"ERROR compressed cluster {i % batch.per_table} with data file, "
-                    f"entry={int(entries[i] & ~_COPIED):#x}"
-                ),
+                2,
+                lambda i: f" compressed cluster {i % number} with data file, {place(i)}",
+                fixed=fixed,
             )
             return
+        good = compressed
         if self.header.extended_l2:
             bad = compressed & (batch.bitmaps != 0)
-            self._report(
-                bad,
-                batch.weights,
-                lambda i: (
-                    f"ERROR compressed cluster {i % batch.per_table} with non-zero subcluster allocation bitmap, "
-                    f"entry={int(entries[i] & ~_COPIED):#x}"
-                ),
-            )
-            good = compressed & ~bad
+            what = "with non-zero subcluster allocation bitmap"
+            self._report(batch, bad, 2, lambda i: f" compressed cluster {i % number} {what}, {place(i)}", fixed=fixed)
+            good = compressed if fixed else compressed & ~bad
+        self._count_compressed(batch, good, offsets, shift)
+
+    def _count_compressed(self, batch: _Batch, good: Column, offsets: Column, shift: np.uint64) -> None:
+        places = np.flatnonzero(good)
         sector = np.uint64(layout.COMPRESSED_SECTOR)
-        sectors = ((entries & np.uint64(layout.OFLAG_COMPRESSED - 1)) >> shift) + np.uint64(1)
-        lengths = sectors * sector - offsets % sector
-        self.references.add_many(offsets[good].astype(np.int64), lengths[good].astype(np.int64), batch.weights[good])
-        number = int(batch.active[good].sum())
+        sectors = ((batch.entries & np.uint64(layout.OFLAG_COMPRESSED - 1)) >> shift) + np.uint64(1)
+        lengths = (sectors * sector - offsets % sector)[places].astype(np.int64)
+        starts = offsets[places].astype(np.int64)
+        outside = self.references.add_many(starts, lengths, batch.weights[places])
+        self._report_outside(batch, places, outside, starts, lengths)
+        number = int(batch.active[places].sum())
         self.result.allocated_clusters += number
         self.result.compressed_clusters += number
         self.result.fragmented_clusters += number
+
+    def _report_outside(
+        self, batch: _Batch, places: Column, outside: Column, starts: Column, lengths: Column | int
+    ) -> None:
+        """Report what is referred to behind the end of the file.
+
+        :param places: indexes in the batch, of which ``outside`` says which ones are meant.
+        """
+        if not outside.any():
+            return
+        bad = np.zeros(len(batch.entries), bool)
+        bad[places[outside]] = True
+        sizes = np.broadcast_to(lengths, starts.shape)
+
+        def line(i: int) -> str:
+            at = int(np.searchsorted(places, i))
+            return outside_line(int(starts[at]), int(sizes[at])).removeprefix("ERROR")
+
+        self._report(batch, bad, 5, line)
 
     def _check_bitmaps(self, batch: _Batch, compressed: Column, placed: Column) -> None:
         offsets = batch.entries & _OFFSET_MASK
         both = placed & ((batch.bitmaps >> _SHIFT & batch.bitmaps & _ALLOCATED) != 0)
         self._report(
+            batch,
             both,
-            batch.weights,
-            lambda i: f"ERROR offset={int(offsets[i]):x}: Allocated cluster has corrupted subcluster allocation bitmap",
+            3,
+            lambda i: f" offset={int(offsets[i]):x}: Allocated cluster has corrupted subcluster allocation bitmap",
+            fixed=self.repairing,
         )
         nowhere = ~compressed & ~placed & ((batch.bitmaps & _ALLOCATED) != 0)
-        self._report(
-            nowhere,
-            batch.weights,
-            lambda i: "ERROR: Unallocated cluster has non-zero subcluster allocation map",
-        )
+        line = ": Unallocated cluster has non-zero subcluster allocation map"
+        self._report(batch, nowhere, 3, lambda _: line, fixed=self.repairing)
+
+    def _check_alignment(self, batch: _Batch, placed: Column) -> Column:
+        """Report clusters that are not at a cluster boundary; those that are left when what can be is replaced."""
+        offsets = (batch.entries & _OFFSET_MASK).astype(np.int64)
+        unaligned = placed & ((offsets & (self.header.cluster_size - 1)) != 0)
+        if not unaligned.any():
+            return placed
+        data = (batch.bitmaps & _ALLOCATED) != 0 if self.header.extended_l2 else (batch.entries & _ZERO) == 0
+        for what, bad, fixed in (
+            ("Data", unaligned & data, False),
+            ("Preallocated", unaligned & ~data, self.repairing),
+        ):
+            line = f": {what} cluster is not properly aligned; L2 entry corrupted."
+            self._report(batch, bad, 4, lambda i, line=line: f" offset={int(offsets[i]):x}{line}", fixed=fixed)  # type: ignore[misc]
+        return placed & ~(unaligned & ~data) if self.repairing else placed
 
     def _check_placed(self, batch: _Batch, placed: Column) -> None:
         places = np.flatnonzero(placed)
         entries, weights = batch.entries[places], batch.weights[places]
         offsets = (entries & _OFFSET_MASK).astype(np.int64)
-        unaligned = (offsets & (self.header.cluster_size - 1)) != 0
-        data = (batch.bitmaps[places] & _ALLOCATED) != 0 if self.header.extended_l2 else (entries & _ZERO) == 0
-        self._report(
-            unaligned,
-            weights,
-            lambda i: (
-                f"ERROR offset={int(offsets[i]):x}: {'Data' if data[i] else 'Preallocated'} cluster is not properly "
-                "aligned; L2 entry corrupted."
-            ),
-        )
         if self.header.has_data_file:
             counts: Column = np.ones(len(offsets), np.uint8)
             readable: Column = np.ones(len(offsets), bool)
         else:
-            self.references.add_many(offsets, self.header.cluster_size, weights)
+            outside = self.references.add_many(offsets, self.header.cluster_size, weights)
+            self._report_outside(batch, places, outside, offsets, self.header.cluster_size)
             counts, readable = self.stored.of(offsets >> self.header.cluster_bits)
         active = batch.copied[places]
         bad = np.flatnonzero(((counts == 1) != ((entries & _COPIED) != 0)) & (active > 0) & readable)
-        if len(bad):
-            lines = [
-                f"ERROR OFLAG_COPIED data cluster: l2_entry={int(entries[i]):x} refcount={int(counts[i])}"
-                for i in bad[: self.result.MAX_FINDINGS].tolist()
-            ]
-            self.late.append((int(active[bad].sum()), lines))
+        self.wrong_flags += int(active[bad].sum())
+        for i in bad[: self._flags.room].tolist():
+            table, entry = divmod(int(places[i]), batch.per_table)
+            line = f"data cluster: l2_entry={int(entries[i]):x} refcount={int(counts[i])}"
+            self._flags.add(batch.offsets[table], entry, 0, line)
 
     def _fragments(self, batch: _Batch, placed: Column) -> None:
         """Statistics of the active L1 table: clusters that do not follow the one before them in their table."""

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskwright.errors import InvalidOption
-from diskwright.hookspecs import CheckResult
 
 from . import layout
-from .check import inactive_l1
-from .check_references import References
 from .check_tables import L1Use
+from .inactive import inactive_l1
 from .layout import Autoclear, Compatible, CompressionType, CryptMethod, Incompatible
 from .repair_tables import L2Editor
 from .switching import switch_header
@@ -74,11 +72,9 @@ def downgrade(image: Qcow2Image) -> None:
 
 def _all_tables(image: Qcow2Image) -> L1Use:
     """The L2 tables of the disk and of all snapshots."""
-    scratch = CheckResult()
-    references = References(image, scratch)
     parts = [L1Use.of(image.l1, active=True)]
-    for l1 in inactive_l1(image, image.snapshots, references, scratch):
-        parts = [L1Use.total([*parts, L1Use.of(l1, active=False)])]
+    for table in inactive_l1(image, image.snapshots):
+        parts = [L1Use.total([*parts, L1Use.of(table.entries, active=False)])]
     return parts[0]
 
 

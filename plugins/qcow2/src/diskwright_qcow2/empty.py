@@ -50,7 +50,7 @@ def _switch(image: Qcow2Image, present: Run) -> Run:
         plan = builder.plan_low(busy, extra)
     else:
         plan = builder.plan(len(counts), extra)
-    fields = builder.write(plan)
+    fields = builder.write(plan.layout)
     offset = plan.run.first << header.cluster_bits
     if l1_bytes:
         builder.disk.write(offset, bytes(l1_bytes))

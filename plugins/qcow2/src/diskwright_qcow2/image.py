@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .bitmaps import BitmapEntry
     from .crypt import Encryption
     from .l2 import L2Tables, Table
-    from .snapshots import SnapshotEntry
+    from .snapshots import MendedTable, SnapshotEntry
     from .writer import ImageWriter
 
 
@@ -39,15 +39,18 @@ class Qcow2Image(WritableImage):
     :ivar reader: for metadata in :attr:`file`.
     :ivar data_node: the node that guest clusters stand in: :attr:`file`, or the external data file.
     :ivar crypt: the cipher of an encrypted image, ``None`` if it was opened to be described only.
+    :ivar mended: the snapshot table as a repair that is under way leaves it, see :func:`.snapshots.mend_snapshots`.
     """
 
     crypt: Encryption | None = None
+    mended: MendedTable | None = None
 
     def __init__(self, source: Node, options: OpenOptions) -> None:
         super().__init__()
         self.filename = options.filename
         self.read_only = not options.writable
         self.file = source
+        self._warn = options.warn
         self.reader = BoundedReader(source, "qcow2")
         self.header = header = Header.read(self.reader, repairing=options.check)
         self.backing_file = header.backing_file
@@ -82,7 +85,9 @@ class Qcow2Image(WritableImage):
         if self.header.incompatible_features & Incompatible.DIRTY:
             from .repair import repair
 
-            repair(self, "all")
+            found = repair(self, "all").findings
+            if found:
+                self._warn("".join(f"{line}\n" for line in found))
             if self.header.incompatible_features & Incompatible.DIRTY:
                 raise InvalidImage("qcow2: Could not repair dirty image", filename=self.file.filename)
 
@@ -123,7 +128,12 @@ class Qcow2Image(WritableImage):
         """The internal snapshots, as the table in the file lists them."""
         from .snapshots import read_snapshots
 
-        return read_snapshots(self.reader, self.header)
+        if self.mended is not None:
+            return self.mended.entries
+        try:
+            return read_snapshots(self.reader, self.header)
+        except InvalidImage as error:
+            raise error.in_context(f"Could not open '{self.filename}'") from error
 
     @cached_property
     def bitmaps(self) -> list[BitmapEntry]:

@@ -65,5 +65,6 @@ RUNTIME_OPTIONS = (
         "ID of secret providing qcow AES key or LUKS passphrase",
         strong=True,
     ),
+    Option("l2-cache-entry-size", OptionType.SIZE, "Size of each entry in the L2 cache"),
     Option("encrypt.max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
 )

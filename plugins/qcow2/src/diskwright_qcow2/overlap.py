@@ -75,14 +75,7 @@ class MetadataMap:
 
 def snapshot_table_size(image: Qcow2Image) -> int:
     """Bytes from the start of the snapshot table to the end of its last entry."""
-    if not image.snapshots:
-        return 0
-    last = image.snapshots[-1]
-    names = (last.public.id + last.public.name).encode("utf-8", "surrogateescape")
-    size: int = (
-        last.offset + layout.SNAPSHOT_HEADER.sizeof() + len(last.extra) + len(names) - image.header.snapshots_offset
-    )
-    return size + -size % layout.SNAPSHOT_ALIGNMENT
+    return image.snapshots[-1].end - image.header.snapshots_offset if image.snapshots else 0
 
 
 def _ranges(image: Qcow2Image, refcount_table: Column) -> tuple[Column, Column, Column]:

@@ -26,12 +26,34 @@ if TYPE_CHECKING:
     from .refcount import Column
 
 
+_STEP = 1 << 12
 _WINDOW = 1 << 22
 """Counts looked at together: of a large file most are zero and take no memory as long as they are left alone."""
 
 
+class Layout(NamedTuple):
+    """The place of each of the new refcount structures.
+
+    :ivar places: for each refcount block there will be, its cluster.
+    :ivar table: the clusters of the refcount table.
+    :ivar run: clusters that are counted besides, which may include those.
+    """
+
+    places: dict[int, int]
+    table: Run
+    run: Run = Run(0, 0)
+
+    @property
+    def owned(self) -> Column:
+        """All clusters that have a reference more than before, in order."""
+        parts = [np.array(list(self.places.values()), np.int64)]
+        parts += [np.arange(run.first, run.end, dtype=np.int64) for run in (self.table, self.run)]
+        clusters: Column = np.unique(np.concatenate(parts))
+        return clusters
+
+
 class Plan(NamedTuple):
-    """Where new structures go.
+    """Where new structures go, all together.
 
     :ivar run: all of their clusters: those for something else, the refcount blocks, the table.
     :ivar extra: clusters at the start of the run for something else.
@@ -45,9 +67,11 @@ class Plan(NamedTuple):
     table_clusters: int
 
     @property
-    def table(self) -> Run:
-        """Where the refcount table goes."""
-        return Run(self.run.end - self.table_clusters, self.table_clusters)
+    def layout(self) -> Layout:
+        """The place of each structure."""
+        first = self.run.first + self.extra
+        places = {index: first + number for number, index in enumerate(self.blocks)}
+        return Layout(places, Run(self.run.end - self.table_clusters, self.table_clusters), self.run)
 
 
 class RefcountBuilder:
@@ -81,8 +105,7 @@ class RefcountBuilder:
             if (len(indexes), clusters) == (blocks, table):
                 return Plan(Run(start, end - start), extra, sorted(indexes), table)
             blocks, table = len(indexes), clusters
-            if table > -(-MAX_TABLE_ENTRIES // self._per_cluster):
-                raise NodeIOError("", OSError(errno.EFBIG, "file too large"))
+            self._limit(table)
 
     def plan_low(self, busy: Column, extra: int = 0) -> Plan:
         """Put the new structures into the lowest gap that is wide enough.
@@ -97,29 +120,106 @@ class RefcountBuilder:
                 return moved
             plan = moved
 
-    def write(self, plan: Plan) -> dict[str, int]:
+    def spread(self) -> Layout:
+        """Put the new structures wherever there is room, as low as possible.
+
+        A block stands behind the first cluster that it counts or there, the table anywhere.
+
+        :raises NodeIOError: the refcount table would be larger than it may be.
+        """
+        free = FreeSpace(self.counts)
+        places: dict[int, int] = {}
+        needed = set(self._used)
+        while True:
+            while needed:
+                index = min(needed)
+                needed.discard(index)
+                places[index] = free.take(index * self.entries)
+                if places[index] // self.entries not in places:
+                    needed.add(places[index] // self.entries)
+            clusters = -(-(max(places) + 1) // self._per_cluster)
+            self._limit(clusters)
+            table = Run(free.gap(clusters), clusters)
+            needed = set(range(table.first // self.entries, (table.end - 1) // self.entries + 1)) - places.keys()
+            if not needed:
+                return Layout(places, table)
+
+    def _limit(self, table_clusters: int) -> None:
+        """Refuse a table that is too large."""
+        if table_clusters > -(-MAX_TABLE_ENTRIES // self._per_cluster):
+            raise NodeIOError("", OSError(errno.EFBIG, "file too large"))
+
+    def write(self, plan: Layout) -> dict[str, int]:
         """Write the new structures.
 
         :returns: the header fields that lead to them.
         """
-        table = np.zeros(plan.table_clusters * self._per_cluster, np.uint64)
-        place = plan.run.first + plan.extra
-        for index in plan.blocks:
-            self.disk.write(place << self.bits, pack_refcounts(self._block(index, plan.run), self.order))
+        table = np.zeros(plan.table.length * self._per_cluster, np.uint64)
+        owned = plan.owned
+        for index, place in sorted(plan.places.items()):
+            self.disk.write(place << self.bits, pack_refcounts(self._block(index, owned), self.order))
             table[index] = place << self.bits
-            place += 1
         offset = plan.table.first << self.bits
         self.disk.write(offset, table.astype(layout.REFCOUNT_TABLE_DTYPE).tobytes())
-        return {"refcount_table_offset": offset, "refcount_table_clusters": plan.table_clusters}
+        return {"refcount_table_offset": offset, "refcount_table_clusters": plan.table.length}
 
-    def _block(self, index: int, run: Run) -> Column:
+    def _block(self, index: int, owned: Column) -> Column:
         first = index * self.entries
         counts = np.zeros(self.entries, np.uint64)
         part = self.counts[first : first + self.entries]
         counts[: len(part)] = part
-        start, end = max(run.first, first), min(run.end, first + self.entries)
-        counts[max(0, start - first) : max(0, end - first)] += np.uint64(1)
+        start, end = np.searchsorted(owned, (first, first + self.entries))
+        counts[owned[start:end] - first] += np.uint64(1)
         return counts
+
+
+class FreeSpace:
+    """The clusters that nothing refers to; all behind the end of the counts are free."""
+
+    def __init__(self, counts: Column) -> None:
+        self._counts = counts
+        self._taken: set[int] = set()
+        self._searched = Run(0, 0)
+
+    def take(self, start: int) -> int:
+        """Take the first free cluster from ``start`` on."""
+        if self._searched.first <= start < self._searched.end:
+            place = self._searched.end
+        else:
+            place = start
+            self._searched = Run(start, 0)
+        while place in self._taken or (place < len(self._counts) and self._counts[place]):
+            place += 1
+            if place < len(self._counts) and self._counts[place]:
+                place = self._skip(place)
+        self._taken.add(place)
+        self._searched = Run(self._searched.first, place + 1 - self._searched.first)
+        return place
+
+    def _skip(self, place: int) -> int:
+        """The first cluster from ``place`` on without references."""
+        while place < len(self._counts):
+            free = np.flatnonzero(self._counts[place : place + _STEP] == 0)
+            if len(free):
+                return place + int(free[0])
+            place += _STEP
+        return len(self._counts)
+
+    def gap(self, length: int) -> int:
+        """The first of the lowest ``length`` neighbouring clusters that are free; they stay so."""
+        taken = np.array(sorted(self._taken), np.int64)
+        last = -1
+        for start in range(0, len(self._counts), _WINDOW):
+            busy = np.flatnonzero(self._counts[start : start + _WINDOW]) + start
+            first, end = np.searchsorted(taken, (start, start + _WINDOW))
+            edges = np.concatenate(([last], np.union1d(busy, taken[first:end])))
+            wide = np.flatnonzero(np.diff(edges) > length)
+            if len(wide):
+                return int(edges[wide[0]]) + 1
+            last = int(edges[-1])
+        behind = np.concatenate(([last], taken[taken > last]))
+        wide = np.flatnonzero(np.diff(behind) > length)
+        return int(behind[wide[0]] if len(wide) else behind[-1]) + 1
 
 
 def used_windows(counts: Column) -> Iterator[tuple[int, Column]]:
@@ -130,19 +230,20 @@ def used_windows(counts: Column) -> Iterator[tuple[int, Column]]:
             yield start, part
 
 
-def content_references(image: Qcow2Image, active: Column, *, sound: bool = True) -> Column:
+def content_references(image: Qcow2Image, active: Column, *, crowded: bool = False) -> Column:
     """References to each cluster of the file by everything but refcount structures and the active L1 table's own place.
 
     :param active: the active L1 table.
-    :param sound: whether to refuse an image with errors in it, instead of counting what can be counted.
-    :raises InvalidImage: it has errors.
+    :param crowded: whether clusters may have more references than their refcounts have room for.
+    :raises InvalidImage: the image has errors.
     """
     result = CheckResult()
     references = References(image, result)
     tables = TableCheck(image, references, StoredRefcounts(image, references.clusters), result)
-    count_content(image, tables, active)
+    count_content(image, tables, active, image.snapshots)
     references.limit()
-    if sound and (result.corruptions or result.check_errors):
+    excused = references.overflows if crowded else 0
+    if result.corruptions > excused or result.check_errors:
         reason = "; ".join(result.findings[:1])
         raise InvalidImage(f"qcow2: The image has errors, check it first ({reason})", filename=image.file.filename)
     return references.counts

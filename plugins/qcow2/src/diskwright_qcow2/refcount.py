@@ -123,12 +123,18 @@ class RefcountBlocks:
         self._cache.pop(index, None)
         self._dirty.discard(index)
 
-    def lower(self, index: int, counts: Column) -> None:
-        """Set counts of a block, from its first on, where they are higher now."""
+    def correct(self, index: int, counts: Column, *, lower_only: bool) -> None:
+        """Set counts of a block, from its first on, to what they should be.
+
+        :param lower_only: whether to leave those alone that are too low.
+        """
         block = self.block(index)
         if block is not None:
             part = block[: len(counts)]
-            np.minimum(part, counts, out=part, casting="unsafe")
+            if lower_only:
+                np.minimum(part, counts, out=part, casting="unsafe")
+            else:
+                part[:] = counts
             self._dirty.add(index)
 
     def _keep(self, index: int, counts: Column) -> None:

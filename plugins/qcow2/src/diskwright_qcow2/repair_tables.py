@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskwright.hookspecs import CheckResult
-
 from . import layout
-from .check import inactive_l1
-from .check_references import References, StoredRefcounts
+from .check_references import StoredRefcounts
+from .inactive import inactive_l1
 from .l2 import stored
 from .order import Disk
 
@@ -67,8 +65,7 @@ def repair_entries(image: Qcow2Image) -> bool:
     :returns: whether any has changed.
     """
     editor = L2Editor(image)
-    scratch = CheckResult()
-    tables = list(inactive_l1(image, image.snapshots, References(image, scratch), scratch))
+    tables = [table.entries for table in inactive_l1(image, image.snapshots)]
     for offset in editor.readable(np.concatenate([image.l1, *tables])):
         table, entries, bitmaps = editor.read(offset)
         old = table.copy()

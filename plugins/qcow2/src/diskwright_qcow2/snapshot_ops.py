@@ -20,7 +20,8 @@ from .l1_tree import L1Tree, flag, forget, share
 from .l2 import L2Tables, stored
 from .overlap import snapshot_table_size
 from .shadow import Shadow, require_changeable, require_offset
-from .snapshots import SnapshotEntry, build_snapshots
+from .snapshots import MendedTable, SnapshotEntry, build_snapshots
+from .switching import switch_header
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +89,27 @@ def delete_snapshot(image: Qcow2Image, snapshot: Snapshot) -> None:
             shadow.drop_range(header.l1_table_offset, header.l1_size * layout.L1_ENTRY_SIZE)
         others = [*image.snapshots[:position], *image.snapshots[position + 1 :]]
         _switch(shadow, others, l1 if changed else None)
+
+
+def rewrite_table(image: Qcow2Image) -> None:
+    """Write the snapshot table anew; the image has no other faults than those of the present table.
+
+    That may reach into the place of something else: only its first cluster is looked at as its own, and when all is
+    done each of its clusters has a reference less.
+    """
+    header, bits, entries = image.header, image.header.cluster_bits, image.snapshots
+    end = header.snapshots_offset + snapshot_table_size(image)
+    table = build_snapshots(entries)
+    own = [*entries[:-1], dataclasses.replace(entries[-1], end=header.snapshots_offset + 1)]
+    image.mended = MendedTable(own, [], 0, shortened=True)
+    image.restart()
+    run = image.writer.allocator.take_contiguous(-(-len(table) >> bits))
+    image.writer.disk.write(run.first << bits, table)
+    image.flush()
+    image.mended = None
+    switch_header(image, snapshots_offset=run.first << bits)
+    image.writer.order.release(np.arange(header.snapshots_offset >> bits, -(-end >> bits)))
+    image.flush()
 
 
 def _switch(shadow: Shadow, entries: Sequence[SnapshotEntry], l1: Table | None, size: int | None = None) -> None:

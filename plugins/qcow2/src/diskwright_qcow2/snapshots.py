@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from diskwright.errors import InvalidImage
 from diskwright.hookspecs import Snapshot
 
 from . import layout
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 _FIRST_READ = 1 << 16
 """Bytes of the table read at first; each further read takes twice as many."""
+_EXTRA_SIZE = 36
+"""Where an entry says how much extra data it has."""
+_MAX_TABLE_AS_STORED = 2 * layout.MAX_SNAPSHOT_TABLE_BYTES
+"""Most bytes looked at: what is to be dropped counts here, unlike for the size that the table may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,7 @@ class SnapshotEntry:
     :ivar disk_size: virtual disk size when the snapshot was taken, bytes.
     :ivar extra: the extra data as stored.
     :ivar offset: where the entry stands in the file, bytes.
+    :ivar end: where the next would, bytes.
     """
 
     l1_table_offset: int
@@ -38,6 +44,7 @@ class SnapshotEntry:
     extra: bytes
     offset: int
     public: Snapshot
+    end: int = 0
 
 
 def require_table(reader: BoundedReader, header: Header) -> None:
@@ -47,6 +54,21 @@ def require_table(reader: BoundedReader, header: Header) -> None:
     """
     if header.nb_snapshots:
         reader.require(header.snapshots_offset, header.nb_snapshots * SNAPSHOT_FIELDS.size, "snapshot table")
+
+
+class MendedTable(NamedTuple):
+    """What a repair makes of a snapshot table.
+
+    :ivar entries: those that can be kept.
+    :ivar lines: what was found, a line each.
+    :ivar faults: number of the things found.
+    :ivar shortened: whether entries have to be written anew, not only their number.
+    """
+
+    entries: list[SnapshotEntry]
+    lines: list[str]
+    faults: int
+    shortened: bool
 
 
 def read_snapshots(reader: BoundedReader, header: Header) -> list[SnapshotEntry]:
@@ -60,9 +82,58 @@ def read_snapshots(reader: BoundedReader, header: Header) -> list[SnapshotEntry]
     for number in range(header.nb_snapshots):
         entry, position = _read_entry(table, header.disk_size, number, position)
         if position > layout.MAX_SNAPSHOT_TABLE_BYTES:
-            raise reader.error("Snapshot table is too big", header.snapshots_offset)
+            left = header.nb_snapshots - number
+            raise _too_much(table, "Snapshot table is too big", f"all {left} overhanging snapshots")
         entries.append(entry)
     return entries
+
+
+def mend_snapshots(reader: BoundedReader, header: Header) -> MendedTable:
+    """The entries that can be kept when more metadata, or more snapshots, than there may be are dropped.
+
+    No program that follows the format can use those snapshots.
+
+    :raises InvalidImage: the table runs out of the file.
+    """
+    table = _Window(reader, header.snapshots_offset)
+    mended = MendedTable([], [], 0, shortened=False)
+    faults = max(0, header.nb_snapshots - layout.MAX_SNAPSHOTS)
+    if faults:
+        mended.lines.append(f"Discarding {faults} overhanging snapshots")
+    count = header.nb_snapshots - faults
+    position = kept = 0
+    shortened = False
+    for number in range(count):
+        entry, position = _read_entry(table, header.disk_size, number, position, mended.lines)
+        place = entry.offset - table.start + _EXTRA_SIZE
+        extra = int.from_bytes(table.data[place : place + 4], "big")
+        dropped = max(0, extra - layout.MAX_SNAPSHOT_EXTRA_BYTES)
+        faults += dropped > 0
+        shortened |= dropped > 0
+        kept += entry.end - entry.offset - dropped
+        if kept > layout.MAX_SNAPSHOT_TABLE_BYTES:
+            mended.lines.append(f"Discarding {count - number} overhanging snapshots (snapshot table is too big)")
+            faults += count - number
+            break
+        mended.entries.append(entry)
+    return mended._replace(faults=faults, shortened=shortened)
+
+
+def incomplete(header: Header, entries: Iterable[SnapshotEntry]) -> list[int]:
+    """Numbers of the entries that lack what version 3 requires of each."""
+    if header.version < 3:
+        return []
+    return [n for n, entry in enumerate(entries) if len(entry.extra) < layout.SNAPSHOT_EXTRA_MIN_V3]
+
+
+def _too_much(table: _Window, problem: str, what: str) -> InvalidImage:
+    """The error that a table has more of something than can be read."""
+    return InvalidImage(
+        problem,
+        filename=table.reader.node.filename,
+        offset=table.start,
+        hint=f"You can force-remove {what} with qemu-img check -r all",
+    )
 
 
 class _Window:
@@ -76,14 +147,19 @@ class _Window:
     def require(self, end: int, number: int) -> None:
         """Have everything before ``end`` in memory; it belongs to entry ``number``."""
         if end > len(self.data):
-            self.reader.require(self.start, end, f"snapshot table up to entry {number}")
+            self.reader.require(self.start, end, f"snapshot table up to entry {number}", limit=_MAX_TABLE_AS_STORED)
             wanted = max(end, 2 * len(self.data), _FIRST_READ)
             length = min(wanted, self.reader.node.size - self.start)
             self.data = self.reader.bytes(self.start, length, "snapshot table")
 
 
-def _read_entry(table: _Window, disk_size: int, number: int, start: int) -> tuple[SnapshotEntry, int]:
-    """One entry and the position of the next, both relative to the table."""
+def _read_entry(
+    table: _Window, disk_size: int, number: int, start: int, dropped: list[str] | None = None
+) -> tuple[SnapshotEntry, int]:
+    """One entry and the position of the next, both relative to the table.
+
+    :param dropped: lines about extra data that is too long and not kept; without it that is an error.
+    """
     position = start + SNAPSHOT_FIELDS.size
     table.require(position, number)
     (
@@ -97,25 +173,35 @@ def _read_entry(table: _Window, disk_size: int, number: int, start: int) -> tupl
         vm_state_size,
         extra_size,
     ) = SNAPSHOT_FIELDS.unpack_from(table.data, start)
-    if extra_size > layout.MAX_SNAPSHOT_EXTRA_BYTES:
-        raise table.reader.error(f"Too much extra metadata in snapshot table entry {number}", table.start + start)
+    allowed = layout.MAX_SNAPSHOT_EXTRA_BYTES
+    if extra_size > allowed:
+        too_much = f"oo much extra metadata in snapshot table entry {number}"
+        if dropped is None:
+            raise _too_much(table, f"T{too_much}", "this extra metadata")
+        dropped.append(f"Discarding t{too_much} ({extra_size} > {allowed})")
     names = position + extra_size
     end = names + id_size + name_size
     table.require(end, number)
     data = table.data
-    extra = data[position:names]
+    extra = data[position : min(names, position + allowed)]
     vm_state_size, disk_size, icount = _extra_fields(extra, vm_state_size, disk_size)
     public = Snapshot(
-        data[names : names + id_size].decode("utf-8", "surrogateescape"),
-        data[names + id_size : end].decode("utf-8", "surrogateescape"),
+        _text(data[names : names + id_size]),
+        _text(data[names + id_size : end]),
         date_sec,
         date_nsec,
         vm_clock_nsec,
         vm_state_size,
         None if icount == layout.NO_ICOUNT else icount,
     )
-    entry = SnapshotEntry(l1_table_offset, l1_size, disk_size, extra, table.start + start, public)
-    return entry, end + -end % layout.SNAPSHOT_ALIGNMENT
+    end += -end % layout.SNAPSHOT_ALIGNMENT
+    entry = SnapshotEntry(l1_table_offset, l1_size, disk_size, extra, table.start + start, public, table.start + end)
+    return entry, end
+
+
+def _text(stored: bytes) -> str:
+    """A name as every program shows and compares it: it ends at the first zero byte."""
+    return stored.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _extra_fields(extra: bytes, vm_state_size: int, disk_size: int) -> tuple[int, int, int]:
