@@ -15,6 +15,7 @@ from .trees import (
     JSON_PREFIX,
     OptionString,
     Tree,
+    crumple,
     flat,
     json_name,
     take_node_options,
@@ -35,6 +36,7 @@ class OpenRequest:
 
     :ivar writable_depths: layers below the top one that are opened for writing too, by their depth.
     :ivar check: whether the image is opened to be checked or repaired.
+    :ivar discard: whether the space of what is discarded is to be given back.
     """
 
     writable: bool = False
@@ -46,6 +48,7 @@ class OpenRequest:
     options: Mapping[str, str] | None = None
     writable_depths: frozenset[int] = frozenset()
     check: bool = False
+    discard: bool = False
 
 
 def open_image(context: Context, filename: str, format: str | None, request: OpenRequest) -> Image:
@@ -131,6 +134,8 @@ def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRe
     own_backing = {"backing": tree.pop("backing")} if "backing" in tree else {}
     below = tree.pop("file", None)
     if isinstance(below, str):
+        if any(key.startswith("file.") for key in tree):
+            raise InvalidOption("Cannot reference an existing block device with additional options or a new filename")
         raise InvalidOption(f"Cannot find device='{below}' nor node-name='{below}'")
     if below is None:
         raise InvalidOption('A block device must be specified for "file"')
@@ -138,7 +143,10 @@ def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRe
     if common.read_only and request.writable:
         raise InvalidOption("Block node is read-only")
     request = replace(
-        request, force_share=request.force_share or common.force_share, cache=common.cache or request.cache
+        request,
+        force_share=request.force_share or common.force_share,
+        cache=common.cache or request.cache,
+        discard=common.discard,
     )
     file_values = dict(below)
     node = _open_file_tree(context, below, request, role)
@@ -148,7 +156,7 @@ def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRe
     except BaseException:
         node.close()
         raise
-    image.filename = _tree_name(image, tree, file_values)
+    image.filename = _tree_name(image, _strong_values(context, driver or image.driver, request), file_values)
     if own_backing and request.backing:
         _set_backing(context, image, own_backing["backing"], request)
     return image
@@ -157,7 +165,7 @@ def _open_tree(context: Context, tree: Tree, format: str | None, request: OpenRe
 def _tree_name(image: Image, values: Tree, file_values: Tree) -> str:
     """The name by which an image named by a tree can be opened again: the file's alone where that says it all.
 
-    :param values: runtime options of the format.
+    :param values: runtime options of the format without which the image would not be the same disk.
     :param file_values: the tree of what the image stands in.
     """
     node = image.file
@@ -263,6 +271,8 @@ def open_format(
         open_child=open_child,
         secret=context.objects.secret,
         check=request.check,
+        discard=request.discard,
+        warn=context.warn,
     )
     try:
         image: Image = context.formats.call("open", format, source=node, options=options)
@@ -276,6 +286,19 @@ def open_format(
     return image
 
 
+def _strong_values(context: Context, format: str, request: OpenRequest) -> Tree:
+    """Those of the runtime options that were given without which the image would not be the same disk."""
+    strong = {option.name for option in _runtime_options(context, format) if option.strong}
+    return crumple((name, text) for name, text in (request.options or {}).items() if name in strong)
+
+
+def _runtime_options(context: Context, format: str) -> Sequence[Option]:
+    if not context.formats.has("runtime_options", format):
+        return ()
+    declared: Sequence[Option] = context.formats.call("runtime_options", format)
+    return declared
+
+
 def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict[str, Any]:
     """The typed runtime options of the format.
 
@@ -284,10 +307,7 @@ def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict
     given = request.options or {}
     if not given:
         return {}
-    declared: Sequence[Option] = ()
-    if context.formats.has("runtime_options", format):
-        declared = context.formats.call("runtime_options", format)
-    by_name = {option.name: option for option in declared}
+    by_name = {option.name: option for option in _runtime_options(context, format)}
     for name in given:
         if name not in by_name:
             raise InvalidOption(f"Block format '{format}' does not support the option '{name}'")

@@ -64,6 +64,8 @@ class OpenOptions:
     :ivar secret: ``secret(id)`` is the content of a secret object, decoded and decrypted.
     :ivar check: only ``check`` will be called: put up with whatever that will report, so that it can be repaired. An
         image opened like this and for writing is changed by nothing but the repair.
+    :ivar discard: whether the space of what is discarded is to be given back, where the format decides that.
+    :ivar warn: ``warn(text)`` tells the user what does not stop anything, as ``Context.warn`` has it.
     """
 
     filename: str
@@ -73,6 +75,8 @@ class OpenOptions:
     open_child: Callable[[str, str], Node]
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
+    discard: bool = False
+    warn: Callable[[str], None] = lambda _: None
 
 
 @dataclass(frozen=True)

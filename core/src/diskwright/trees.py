@@ -5,7 +5,7 @@ Both forms become one tree: a mapping whose values are text, ``None`` (for ``nul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -31,23 +31,25 @@ class NodeOptions:
     """What may be said of any node, whatever its driver.
 
     :ivar cache: cache mode, ``None`` if nothing is said.
+    :ivar discard: whether the space of what is discarded is to be given back.
     """
 
     read_only: bool = False
     force_share: bool = False
     cache: str | None = None
+    discard: bool = False
 
 
 def tree_from_options(text: str) -> Tree:
     """The tree of an option string with dotted keys, as ``--image-opts`` takes it.
 
-    :raises InvalidOption: it is malformed, or a key stands both for a value and for a tree.
+    :raises InvalidOption: it is malformed.
     """
     pairs = split_option_string(text)
     first, value = pairs[0]
     if value is None:
         pairs[0] = ("file", first)  # a lone word names a node
-    return _crumple((name, "on" if value is None else value) for name, value in pairs)
+    return crumple((name, "on" if value is None else value) for name, value in pairs)
 
 
 def tree_from_json(name: str) -> Tree:
@@ -65,7 +67,7 @@ def tree_from_json(name: str) -> Tree:
         raise InvalidOption("Could not parse the JSON options: too deeply nested") from None
     if not isinstance(value, dict):
         raise InvalidOption("Invalid JSON object given")
-    return _crumple(_flatten(value))
+    return crumple(_flatten(value))
 
 
 def json_name(tree: Tree) -> str:
@@ -83,17 +85,17 @@ def json_name(tree: Tree) -> str:
 def take_node_options(tree: Tree) -> NodeOptions:
     """Remove from a tree the options that all drivers have in common.
 
-    ``node-name``, ``auto-read-only``, ``discard`` and ``detect-zeroes`` are accepted and change nothing: space is given
-    back, and zeros are looked for, where a command does that by itself.
+    ``node-name``, ``auto-read-only`` and ``detect-zeroes`` are accepted and change nothing: zeros are looked for where
+    a command does that by itself.
 
     :raises InvalidOption: one has a value that it cannot have.
     """
     tree.pop("node-name", None)
     _take_bool(tree, "auto-read-only")
-    _take_choice(tree, "discard", ("ignore", "off", "unmap", "on"), "Invalid discard option")
+    discard = _take_choice(tree, "discard", ("ignore", "off", "unmap", "on"), "Invalid discard option")
     _take_choice(tree, "detect-zeroes", ("off", "on", "unmap"), "Parameter 'detect-zeroes' does not accept that value")
     read_only, force_share = _take_bool(tree, "read-only"), _take_bool(tree, "force-share")
-    return NodeOptions(bool(read_only), bool(force_share), _take_cache(tree))
+    return NodeOptions(bool(read_only), bool(force_share), _take_cache(tree), discard in ("unmap", "on"))
 
 
 def _take_bool(tree: Tree, name: str) -> bool | None:
@@ -101,10 +103,13 @@ def _take_bool(tree: Tree, name: str) -> bool | None:
     return None if value is None else parse_bool(name, value if isinstance(value, str) else "")
 
 
-def _take_choice(tree: Tree, name: str, choices: tuple[str, ...], message: str) -> None:
+def _take_choice(tree: Tree, name: str, choices: tuple[str, ...], message: str) -> str | None:
     value = tree.pop(name, None)
-    if value is not None and value not in choices:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in choices:
         raise InvalidOption(message)
+    return value
 
 
 def _take_cache(tree: Tree) -> str | None:
@@ -145,19 +150,22 @@ def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
             yield key, None if item is None else str(item)
 
 
-def _crumple(pairs: Iterator[tuple[str, str | None]]) -> Tree:
+def crumple(pairs: Iterable[tuple[str, str | None]]) -> Tree:
+    """The tree of values by dotted keys; below a key that has a value itself, keys keep their dots."""
+    values = dict(pairs)
     root: Tree = {}
-    for key, value in pairs:
-        *path, last = key.split(".")
-        if len(path) >= MAX_DEPTH:
+    for key, value in values.items():
+        parts = key.split(".")
+        if len(parts) > MAX_DEPTH:
             raise InvalidOption(f"Options are nested more than {MAX_DEPTH} levels deep")
         node = root
-        for part in path:
-            inner = node.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise InvalidOption(f"Cannot mix scalar and non-scalar keys: '{key}'")
+        for level in range(len(parts) - 1):
+            if ".".join(parts[: level + 1]) in values:
+                node[".".join(parts[level:])] = value
+                break
+            inner = node.setdefault(parts[level], {})
+            assert isinstance(inner, dict)  # a value there would have been met above
             node = inner
-        if isinstance(node.get(last), dict):
-            raise InvalidOption(f"Cannot mix scalar and non-scalar keys: '{key}'")
-        node[last] = value
+        else:
+            node[parts[-1]] = value
     return root

@@ -30,9 +30,13 @@ class LuksDriver:
     def runtime_options(self) -> Sequence[Option]:
         """The secret, and the file of the header if it is another one."""
         return [
-            Option("key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase"),
-            Option("header.driver", OptionType.STRING, "Driver of the file with the header", choices=("file",)),
-            Option("header.filename", OptionType.STRING, "File with the header, if it is detached"),
+            Option(
+                "key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase", strong=True
+            ),
+            Option(
+                "header.driver", OptionType.STRING, "Driver of the file with the header", choices=("file",), strong=True
+            ),
+            Option("header.filename", OptionType.STRING, "File with the header, if it is detached", strong=True),
             Option("max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
         ]
 
@@ -59,7 +63,9 @@ class LuksDriver:
         ciphers = tuple(CIPHERS)
         return [
             Option("size", OptionType.SIZE, "Virtual disk size"),
-            Option("key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase"),
+            Option(
+                "key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase", strong=True
+            ),
             Option("cipher-alg", OptionType.STRING, "Name of encryption cipher algorithm", choices=ciphers),
             Option("cipher-mode", OptionType.STRING, "Name of encryption cipher mode", choices=MODES),
             Option("ivgen-alg", OptionType.STRING, "Name of IV generator algorithm", choices=IV_GENERATORS),

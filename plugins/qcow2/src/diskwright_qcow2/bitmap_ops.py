@@ -225,6 +225,28 @@ def read_table(image: Qcow2Image, entry: BitmapEntry) -> Column:
     return table
 
 
+def require_tables(image: Qcow2Image) -> None:
+    """Refuse bitmaps whose table has entries that cannot be; those in use are not relied on by anybody.
+
+    :raises InvalidImage: naming the bitmap.
+    """
+    # Tables that stand beside each other fill the file at most: what is more is not looked at before it is used.
+    left = image.file.size
+    for entry in image.bitmaps:
+        length = entry.table_size * layout.BITMAP_TABLE_ENTRY_SIZE
+        left -= length
+        if entry.flags & BitmapFlag.IN_USE or entry.table_offset + length > image.file.size or left < 0:
+            continue
+        try:
+            read_table(image, entry)
+        except InvalidImage:
+            raise InvalidImage(
+                f"Could not read bitmap_table table from image for bitmap '{entry.name}': Invalid argument",
+                filename=image.file.filename,
+                offset=entry.table_offset,
+            ) from None
+
+
 def read_chunk(image: Qcow2Image, value: int) -> bytes:
     """The bits that one table entry leads to, a cluster of them."""
     size = image.header.cluster_size

@@ -16,6 +16,7 @@ from diskwright.node import Buffer, Node, Placement, WritableImage, read_through
 from . import encryption
 from .header import Header
 from .layout import Compatible, CryptMethod, Incompatible
+from .runtime import Runtime
 from .snapshots import require_table
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class Qcow2Image(WritableImage):
     :ivar header: the header as it is in the file, or will be after the next flush.
     :ivar reader: for metadata in :attr:`file`.
     :ivar data_node: the node that guest clusters stand in: :attr:`file`, or the external data file.
+    :ivar runtime: how the image is to be handled while it is open.
     :ivar crypt: the cipher of an encrypted image, ``None`` if it was opened to be described only.
     """
 
     crypt: Encryption | None = None
+    runtime = Runtime()
 
     def __init__(self, source: Node, options: OpenOptions) -> None:
         super().__init__()
@@ -55,8 +58,10 @@ class Qcow2Image(WritableImage):
         self.cluster_size = header.cluster_size
         self.encrypted = header.crypt_method != CryptMethod.NONE
         self.data_node = source
+        self.runtime = Runtime.from_values(header, options.values, discard=options.discard)
         encryption.require_format(header, options.values)
         luks = self.luks
+        self._require_bitmaps(options)
         if options.describe_only:
             return
         if options.writable and not options.check and header.incompatible_features & Incompatible.CORRUPT:
@@ -73,6 +78,17 @@ class Qcow2Image(WritableImage):
             from .crypt import open_encryption
 
             self.crypt = open_encryption(self, luks, options.values, options.secret)
+
+    def _require_bitmaps(self, options: OpenOptions) -> None:
+        """Refuse broken bitmaps; whether the entries of their tables are sound a check finds out by itself."""
+        if self.header.stale_bitmaps:
+            options.warn(
+                "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+            )
+        if self.bitmaps and not options.check:
+            from .bitmap_ops import require_tables
+
+            require_tables(self)
 
     def make_clean(self) -> None:
         """Repair an image that was not closed cleanly; to be called before it is changed for the first time.
@@ -111,7 +127,7 @@ class Qcow2Image(WritableImage):
         """The active L1 table and the L2 tables behind it."""
         from .l2 import L2Tables
 
-        return L2Tables(self.reader, self.header)
+        return L2Tables(self.reader, self.header, self.runtime.l2_cache)
 
     @property
     def l1(self) -> Table:

@@ -191,5 +191,7 @@ class Qcow2Driver:
 
             return check(image)
         from .repair import repair as repair_image
+        from .switching import clear_autoclear
 
+        clear_autoclear(image)
         return repair_image(image, repair)

@@ -39,8 +39,8 @@ class RawDriver:
     def runtime_options(self) -> Sequence[Option]:
         """Which range of the file the disk is."""
         return [
-            Option("offset", OptionType.SIZE, "Offset in the file at which the disk starts"),
-            Option("size", OptionType.SIZE, "Size of the disk, if it does not go to the end of the file"),
+            Option("offset", OptionType.SIZE, "Offset in the file at which the disk starts", strong=True),
+            Option("size", OptionType.SIZE, "Size of the disk, if it does not go to the end of the file", strong=True),
         ]
 
     @hookimpl
