@@ -164,8 +164,8 @@ def crumple(pairs: Iterable[tuple[str, str | None]]) -> Tree:
                 node[".".join(parts[level:])] = value
                 break
             inner = node.setdefault(parts[level], {})
-            assert isinstance(inner, dict)  # a value there would have been met above
-            node = inner
+            if isinstance(inner, dict):  # it is: a value there would have been met above
+                node = inner
         else:
             node[parts[-1]] = value
     return root
