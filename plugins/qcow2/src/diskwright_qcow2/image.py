@@ -39,16 +39,19 @@ class Qcow2Image(WritableImage):
     :ivar header: the header as it is in the file, or will be after the next flush.
     :ivar reader: for metadata in :attr:`file`.
     :ivar data_node: the node that guest clusters stand in: :attr:`file`, or the external data file.
+    :ivar stored_bitmaps: names of the bitmaps that have been stored since the image was opened.
     :ivar runtime: how the image is to be handled while it is open.
     :ivar crypt: the cipher of an encrypted image, ``None`` if it was opened to be described only.
     """
 
     crypt: Encryption | None = None
     runtime = Runtime()
+    stored_bitmaps: set[str]
 
     def __init__(self, source: Node, options: OpenOptions) -> None:
         super().__init__()
         self.filename = options.filename
+        self.stored_bitmaps = set()
         self.read_only = not options.writable
         self.file = source
         self.reader = BoundedReader(source, "qcow2")
@@ -56,6 +59,7 @@ class Qcow2Image(WritableImage):
         self.backing_file = header.backing_file
         self.backing_format = header.backing_format
         self.cluster_size = header.cluster_size
+        self.subcluster_size = header.subcluster_size
         self.encrypted = header.crypt_method != CryptMethod.NONE
         self.data_node = source
         self.runtime = Runtime.from_values(header, options.values, discard=options.discard)
