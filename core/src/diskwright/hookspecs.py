@@ -271,11 +271,13 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def amend(self, image: Image, values: Mapping[str, Any], force: bool) -> bool:
+    def amend(self, image: Image, values: Mapping[str, Any], force: bool, progress: Callable[[int, int], None]) -> bool:
         """Change what was laid down when an image, opened for writing, was created.
 
         :param values: options of ``amend_options`` by name, each of its declared type.
         :param force: go ahead where guest data may become unreadable.
+        :param progress: may be called now and then with the work done and the work there is, in any unit; the total may
+            change. Drivers need not take it.
         :returns: True, once the change is written and flushed.
         :raises InvalidOption: the options contradict each other or the image; it is unchanged.
         """

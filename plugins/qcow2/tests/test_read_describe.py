@@ -153,6 +153,11 @@ def test_bitmaps_that_nobody_vouches_for_are_told_of(tmp_path: Path, qemu_img: C
     assert told == [
         "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
     ]
+    corrupted(path, 88, 1, 8)
+    qemu_img("amend", "-f", "qcow2", "-o", "compat=v2", path)
+    del told[:]
+    context.open(str(path)).close()
+    assert [line.partition(",")[0] for line in told] == ["This qcow2 v2 image contains bitmaps"]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from .snapshots import SnapshotEntry
     from .writer import ImageWriter
 
+_STALE_V2 = (
+    "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap "
+    "support; so now they must all be considered inconsistent"
+)
+_STALE_V3 = "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+
 
 class Qcow2Image(WritableImage):
     """An opened qcow2 image.
@@ -86,9 +92,7 @@ class Qcow2Image(WritableImage):
     def _require_bitmaps(self, options: OpenOptions) -> None:
         """Refuse broken bitmaps; whether the entries of their tables are sound a check finds out by itself."""
         if self.header.stale_bitmaps:
-            options.warn(
-                "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
-            )
+            options.warn(_STALE_V2 if self.header.version == 2 else _STALE_V3)
         if self.bitmaps and not options.check:
             from .bitmap_ops import require_tables
 
