@@ -17,6 +17,7 @@ import pytest
 from diskwright.context import default_context
 from diskwright.engine.checking import CheckRequest, check_file
 from diskwright.engine.commit import CommitRequest, commit
+from diskwright.engine.copy import no_progress
 from diskwright.engine.rebase import RebaseRequest, rebase
 from diskwright.engine.snapshots import find, listed, view
 from diskwright.errors import ImageError
@@ -318,7 +319,7 @@ class Life:
         """Change how the image is laid out, or be refused."""
 
         def action() -> None:
-            self.call("amend", values={option: value}, force=False)
+            self.call("amend", values={option: value}, force=False, progress=no_progress)
 
         if self.attempt("amend", True, action):
             self.version = {"0.10": 2, "1.1": 3}.get(value, self.version) if option == "compat" else self.version

@@ -8,7 +8,7 @@ import pytest
 
 from diskwright.errors import ImageError
 from diskwright.extent import Kind
-from diskwright.trees import NodeOptions, OptionString, take_node_options, tree_from_options
+from diskwright.trees import NodeOptions, OptionString, flat, take_node_options, tree_from_options
 
 
 @pytest.mark.parametrize("command", ["info", "map", "check", "snapshot", "commit", "rebase -u", "amend -o size=1M"])
@@ -39,6 +39,11 @@ def test_the_format_is_probed_if_need_be(world: Any) -> None:
         ("driver=toy,file.filename=x,foo=bar", "Block format 'toy' does not support the option 'foo'"),
         ("driver=toy,file.filename=x,read-only=maybe", "Parameter 'read-only' expects 'on' or 'off'"),
         ("driver=toy,file.filename=x,discard=maybe", "Invalid discard option"),
+        (
+            "file=x,file.driver=file",
+            "Cannot reference an existing block device with additional options or a new filename",
+        ),
+        ("driver=toy,driver.x=1,file.filename=x", "Block format 'toy' does not support the option 'driver.x'"),
         ("driver=toy", 'A block device must be specified for "file"'),
     ],
 )
@@ -46,6 +51,12 @@ def test_errors_say_what_the_user_wrote(world: Any, options: str, reason: str) -
     world.add("x", (Kind.ABSENT, 512))
     code, out, err = world.run("map", "--image-opts", options)
     assert (code, out, err) == (1, "", f"qemu-img: Could not open '{options}': {reason}\n")
+
+
+def test_a_key_may_have_a_value_and_keys_below_it() -> None:
+    tree = tree_from_options("a.b=1,a=all,a.c.d=2,x.y=1,x.z=2")
+    assert tree == {"a": "all", "a.b": "1", "a.c.d": "2", "x": {"y": "1", "z": "2"}}
+    assert flat(tree) == {"a": "all", "a.b": "1", "a.c.d": "2", "x.y": "1", "x.z": "2"}
 
 
 def test_both_images_of_compare(world: Any) -> None:
@@ -87,13 +98,15 @@ def test_read_only_nodes_are_not_written(layer_world: Any) -> None:
     ("options", "expected"),
     [
         ("node-name=n,auto-read-only=on", NodeOptions("n")),
-        ("detect-zeroes=unmap,discard=unmap", NodeOptions(detect_zeroes="unmap")),
+        ("detect-zeroes=unmap,discard=unmap", NodeOptions(discard=True, detect_zeroes="unmap")),
         ("detect-zeroes=on,discard=ignore,active=on", NodeOptions(detect_zeroes="on")),
         ("read-only=on,force-share=on", NodeOptions(read_only=True, force_share=True)),
         ("cache.direct=on", NodeOptions(cache="none")),
         ("cache.direct=on,cache.writeback=off", NodeOptions(cache="directsync")),
         ("cache.writeback=off", NodeOptions(cache="writethrough")),
         ("cache.no-flush=on", NodeOptions(cache="unsafe")),
+        ("discard=unmap", NodeOptions(discard=True)),
+        ("discard=ignore", NodeOptions()),
         ("cache.direct=off", NodeOptions(cache="writeback")),
     ],
 )

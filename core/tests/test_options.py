@@ -48,7 +48,12 @@ def test_values_are_typed_and_the_last_one_wins() -> None:
         ("foo=1", "Invalid parameter 'foo'"),
         ("lazy=maybe", "Parameter 'lazy' expects 'on' or 'off'"),
         ("bits=x", "Parameter 'bits' expects a number"),
-        ("size=-5", "Parameter 'size' expects a non-negative number below 2^64"),
+        ("bits=18446744073709551616", "Value '18446744073709551616' is too large for parameter 'bits'"),
+        ("bits=-18446744073709551616", "Value '-18446744073709551616' is too large for parameter 'bits'"),
+        ("bits=0x", "Parameter 'bits' expects a number"),
+        ("size=five", "Parameter 'size' expects a non-negative number below 2^64"),
+        ("size=-5", "Value '-5' is out of range for parameter 'size'"),
+        ("size=16E", "Value '16E' is out of range for parameter 'size'"),
         ("mode=half", "Parameter 'mode' does not accept value 'half'"),
     ],
 )
@@ -56,6 +61,11 @@ def test_refused_options(text: str, message: str) -> None:
     with pytest.raises(InvalidOption) as caught:
         parse_options(DECLARED, [text])
     assert str(caught.value) == message
+
+
+def test_a_negative_number_counts_back_and_is_shown_as_it_was_given() -> None:
+    assert parse_options(DECLARED, ["bits=-2"]) == {"bits": 2**64 - 2}
+    assert formatting_line("x", "y", DECLARED, {"bits": 2**64 - 2}).endswith(" bits=-2")
 
 
 def test_a_misspelt_option_gets_advice() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from diskwright.errors import ImageError, InvalidOption
+from diskwright.errors import ImageError
 from diskwright.extent import Kind
 from diskwright.hookspecs import FilterOptions, hookimpl
 from diskwright.node import Buffer, Bytes, Image, Node
@@ -165,6 +165,5 @@ class TestNames:
         name = json_name({"x": "y" * 5000})
         assert (len(name), name[-3:]) == (4095, "...")
 
-    def test_mixed_keys_are_refused(self) -> None:
-        with pytest.raises(InvalidOption, match="Cannot mix scalar and non-scalar keys"):
-            tree_from_options("a=1,a.b=2")
+    def test_keys_below_a_value_keep_their_dots(self) -> None:
+        assert tree_from_options("a=1,a.b=2,c.d=3") == {"a": "1", "a.b": "2", "c": {"d": "3"}}

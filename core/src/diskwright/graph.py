@@ -27,6 +27,7 @@ class OpenRequest:
 
     :ivar writable_depths: layers below the top one that are opened for writing too, by their depth.
     :ivar check: whether the image is opened to be checked or repaired.
+    :ivar discard: whether the space of what is discarded is to be given back.
     """
 
     writable: bool = False
@@ -38,6 +39,7 @@ class OpenRequest:
     options: Mapping[str, str] | None = None
     writable_depths: frozenset[int] = frozenset()
     check: bool = False
+    discard: bool = False
 
 
 def open_image(context: Context, filename: str, format: str | None, request: OpenRequest) -> Image:
@@ -155,6 +157,7 @@ def open_format(
         secret=context.objects.secret,
         check=request.check,
         children=children or {},
+        discard=request.discard,
         warn=context.warn,
     )
     try:
@@ -169,6 +172,13 @@ def open_format(
     return image
 
 
+def _runtime_options(context: Context, format: str) -> Sequence[Option]:
+    if not context.formats.has("runtime_options", format):
+        return ()
+    declared: Sequence[Option] = context.formats.call("runtime_options", format)
+    return declared
+
+
 def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict[str, Any]:
     """The typed runtime options of the format.
 
@@ -177,10 +187,9 @@ def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict
     given = request.options or {}
     if not given:
         return {}
-    declared: Sequence[Option] = ()
-    if context.formats.has("runtime_options", format):
-        declared = context.formats.call("runtime_options", format)
-    return runtime_values(declared, given, f"Block format '{format}' does not support the option '{{}}'")
+    return runtime_values(
+        _runtime_options(context, format), given, f"Block format '{format}' does not support the option '{{}}'"
+    )
 
 
 def probe(context: Context, node: Node) -> str:

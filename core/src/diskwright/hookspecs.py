@@ -73,6 +73,7 @@ class OpenOptions:
         image opened like this and for writing is changed by nothing but the repair.
     :ivar children: the nodes that the user named for roles of ``child_roles``, opened, by role. An image closes them,
         as it closes the node that it stands in; if ``open`` fails, the core does.
+    :ivar discard: whether the space of what is discarded is to be given back, where the format decides that.
     :ivar warn: tells the user something that does not stop anything; a text with a newline is shown as it is.
     """
 
@@ -84,6 +85,7 @@ class OpenOptions:
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
     children: Mapping[str, Node] = field(default_factory=dict)
+    discard: bool = False
     warn: Callable[[str], None] = say_nothing
 
 
@@ -306,11 +308,13 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def amend(self, image: Image, values: Mapping[str, Any], force: bool) -> bool:
+    def amend(self, image: Image, values: Mapping[str, Any], force: bool, progress: Callable[[int, int], None]) -> bool:
         """Change what was laid down when an image, opened for writing, was created.
 
         :param values: options of ``amend_options`` by name, each of its declared type.
         :param force: go ahead where guest data may become unreadable.
+        :param progress: may be called now and then with the work done and the work there is, in any unit; the total may
+            change. Drivers need not take it.
         :returns: True, once the change is written and flushed.
         :raises InvalidOption: the options contradict each other or the image; it is unchanged.
         """

@@ -202,6 +202,8 @@ class Image(Node):
     :ivar backing_format: its format as the image states it, ``None`` if it does not say.
     :ivar backing: the opened backing layer; absent extents are read from it, and zeros behind its end.
     :ivar cluster_size: bytes in which the format allocates, ``None`` where it does not.
+    :ivar subcluster_size: bytes of the smallest part of a cluster that can be there by itself, ``None`` if that is all
+        of it.
     :ivar encrypted: whether guest data is encrypted.
     :ivar detect_zeroes: ``on``: zeros that are written are stored as such, without being written as data; ``unmap``:
         and their space is given back; ``off``: they are data as any other.
@@ -212,6 +214,7 @@ class Image(Node):
     backing_format: str | None = None
     backing: Node | None = None
     cluster_size: int | None = None
+    subcluster_size: int | None = None
     encrypted: bool = False
     detect_zeroes: str = "off"
 

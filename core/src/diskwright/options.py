@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from .errors import InvalidOption
-from .sizes import MAX_UINT64, parse_size
+from .sizes import MAX_INT64, MAX_UINT64, SizeOutOfRange, parse_size
 
 
 class OptionType(Enum):
@@ -30,7 +30,8 @@ class Option:
 
     :ivar default: the value shown and used when the option is not given; ``None`` if it is then left out.
     :ivar choices: all values a string option takes; empty if it takes any.
-    :ivar strong: of a runtime option: whether it changes what is read, so that it belongs to the image's name.
+    :ivar strong: of a runtime option, whether an image opened without it would be another disk, or none: it then
+        belongs to the image's name.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Option:
     def _parse_size(self, text: str) -> int:
         try:
             return parse_size(text)
+        except SizeOutOfRange:
+            raise InvalidOption(f"Value '{text}' is out of range for parameter '{self.name}'") from None
         except InvalidOption:
             raise InvalidOption(
                 f"Parameter '{self.name}' expects a non-negative number below 2^64",
@@ -69,6 +72,8 @@ class Option:
         """A value as the ``Formatting`` line shows it."""
         if self.type is OptionType.BOOL:
             return "on" if value else "off"
+        if self.type is OptionType.NUMBER and value > MAX_INT64:
+            value -= MAX_UINT64 + 1
         return str(value).replace(",", ",,")
 
 
@@ -85,16 +90,20 @@ def parse_bool(name: str, text: str) -> bool:
 
 
 def parse_number(name: str, text: str) -> int:
-    """A count without suffix: decimal, ``0x`` hexadecimal or ``0`` octal; 0 .. 2**64 - 1."""
+    """A count without suffix: decimal, ``0x`` hexadecimal or ``0`` octal; 0 .. 2**64 - 1.
+
+    A negative one counts back from 2**64, as in QEMU: what it is too large for says so.
+    """
     try:
         digits = text.strip()
-        octal = len(digits) > 1 and digits[0] == "0" and digits.isdecimal()
+        unsigned = digits.lstrip("+-")
+        octal = len(unsigned) > 1 and unsigned[0] == "0" and unsigned.isdecimal()
         number = int(digits, 8 if octal else 0)
     except ValueError:
-        number = -1
-    if not 0 <= number <= MAX_UINT64:
-        raise InvalidOption(f"Parameter '{name}' expects a number")
-    return number
+        raise InvalidOption(f"Parameter '{name}' expects a number") from None
+    if abs(number) > MAX_UINT64:
+        raise InvalidOption(f"Value '{text}' is too large for parameter '{name}'")
+    return number & MAX_UINT64
 
 
 def split_option_string(text: str) -> list[tuple[str, str | None]]:

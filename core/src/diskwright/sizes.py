@@ -14,16 +14,24 @@ MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
 
 
+class SizeOutOfRange(InvalidOption):
+    """A size, but one that is negative or does not fit into 64 bits."""
+
+
 def parse_size(text: str) -> int:
     """Bytes for a size as users write it: decimal with at most one binary suffix letter, or hexadecimal.
 
     :returns: 0 .. 2**64 - 1.
     :raises InvalidOption: with only the offending text as message; callers say what it was meant for.
+    :raises SizeOutOfRange: likewise.
     Source: qemu ``qemu_strtosz``; fractions need a suffix other than ``b`` and are rounded half up.
     """
-    size = _parse(text)
-    if size is None or size > MAX_UINT64:
+    unsigned = text.lstrip().removeprefix("-")
+    size = _parse(unsigned)
+    if size is None:
         raise InvalidOption(text)
+    if size > MAX_UINT64 or (size and unsigned != text.lstrip()):
+        raise SizeOutOfRange(text)
     return size
 
 

@@ -41,6 +41,7 @@ class NodeOptions:
 
     :ivar name: by which other nodes of the same tree may refer to it.
     :ivar cache: cache mode, ``None`` if nothing is said.
+    :ivar discard: whether the space of what is discarded is to be given back.
     :ivar detect_zeroes: ``off``; ``on``: zeros that are written become zero clusters or holes; ``unmap``: and space is
         given back for them.
     """
@@ -49,19 +50,20 @@ class NodeOptions:
     read_only: bool = False
     force_share: bool = False
     cache: str | None = None
+    discard: bool = False
     detect_zeroes: str = "off"
 
 
 def tree_from_options(text: str) -> Tree:
     """The tree of an option string with dotted keys, as ``--image-opts`` takes it.
 
-    :raises InvalidOption: it is malformed, or a key stands both for a value and for a tree.
+    :raises InvalidOption: it is malformed.
     """
     pairs = split_option_string(text)
     first, value = pairs[0]
     if value is None:
         pairs[0] = ("file", first)  # a lone word names a node
-    return _crumple((name, "on" if value is None else value) for name, value in pairs)
+    return crumple((name, "on" if value is None else value) for name, value in pairs)
 
 
 def tree_from_json(name: str) -> Tree:
@@ -79,7 +81,7 @@ def tree_from_json(name: str) -> Tree:
         raise InvalidOption("Could not parse the JSON options: too deeply nested") from None
     if not isinstance(value, dict):
         raise InvalidOption("Invalid JSON object given")
-    return _crumple(_flatten(value))
+    return crumple(_flatten(value))
 
 
 def _double_quoted(match: re.Match[str]) -> str:
@@ -129,7 +131,8 @@ def take_node_options(tree: Tree) -> NodeOptions:
     if zeroes == "unmap" and discard not in ("unmap", "on"):
         raise InvalidOption("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
     read_only, force_share = _take_bool(tree, "read-only"), _take_bool(tree, "force-share")
-    return NodeOptions(name, bool(read_only), bool(force_share), _take_cache(tree), zeroes or "off")
+    discards = discard in ("unmap", "on")
+    return NodeOptions(name, bool(read_only), bool(force_share), _take_cache(tree), discards, zeroes or "off")
 
 
 def _take_text(tree: Tree, name: str) -> str | None:
@@ -187,7 +190,7 @@ def nested(values: Mapping[str, Scalar]) -> Tree:
 
     :raises InvalidOption: a key stands both for a value and for a tree.
     """
-    return _crumple(values.items())
+    return crumple(values.items())
 
 
 def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, Scalar]]:
@@ -203,19 +206,22 @@ def _flatten(value: Mapping[str, Any]) -> Iterator[tuple[str, Scalar]]:
             yield key, item
 
 
-def _crumple(pairs: Iterable[tuple[str, Scalar]]) -> Tree:
+def crumple(pairs: Iterable[tuple[str, Scalar]]) -> Tree:
+    """The tree of values by dotted keys; below a key that has a value itself, keys keep their dots."""
+    values = dict(pairs)
     root: Tree = {}
-    for key, value in pairs:
-        *path, last = key.split(".")
-        if len(path) >= MAX_DEPTH:
+    for key, value in values.items():
+        parts = key.split(".")
+        if len(parts) > MAX_DEPTH:
             raise InvalidOption(f"Options are nested more than {MAX_DEPTH} levels deep")
         node = root
-        for part in path:
-            inner = node.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise InvalidOption(f"Cannot mix scalar and non-scalar keys: '{key}'")
-            node = inner
-        if isinstance(node.get(last), dict):
-            raise InvalidOption(f"Cannot mix scalar and non-scalar keys: '{key}'")
-        node[last] = value
+        for level in range(len(parts) - 1):
+            if ".".join(parts[: level + 1]) in values:
+                node[".".join(parts[level:])] = value
+                break
+            inner = node.setdefault(parts[level], {})
+            if isinstance(inner, dict):  # it is: a value there would have been met above
+                node = inner
+        else:
+            node[parts[-1]] = value
     return root

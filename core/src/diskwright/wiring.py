@@ -100,7 +100,10 @@ class _Wiring:
         if common.read_only and request.writable:
             raise InvalidOption("Block node is read-only")
         request = replace(
-            request, force_share=request.force_share or common.force_share, cache=common.cache or request.cache
+            request,
+            force_share=request.force_share or common.force_share,
+            cache=common.cache or request.cache,
+            discard=common.discard,
         )
         node = self._open(driver, value, request, protocol=protocol)
         if isinstance(node, Image):
@@ -139,6 +142,8 @@ class _Wiring:
             if driver is None:
                 raise InvalidOption("Must specify either driver or file")
             raise InvalidOption('A block device must be specified for "file"')
+        if not isinstance(tree["file"], dict) and any(key.startswith("file.") for key in tree):
+            raise InvalidOption("Cannot reference an existing block device with additional options or a new filename")
         below = self._node(tree.pop("file"), replace(request, options=None), protocol=True)
         with ExitStack() as undo:
             undo.callback(below.close)

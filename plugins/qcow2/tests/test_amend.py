@@ -12,6 +12,7 @@ import pytest
 
 import diskwright
 from diskwright.context import default_context
+from diskwright.engine.copy import no_progress
 from diskwright.errors import ImageError
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node
@@ -47,7 +48,7 @@ CHANGES: list[dict[str, Any]] = [
 def amended(path: Path, **values: Any) -> None:
     context = default_context()
     with context.open(str(path), "qcow2", writable=True) as image:
-        context.formats.call("amend", "qcow2", image=image, values=values, force=False)
+        context.formats.call("amend", "qcow2", image=image, values=values, force=False, progress=no_progress)
 
 
 def option_text(values: dict[str, Any]) -> str:

@@ -313,7 +313,10 @@ def test_a_table_from_strangers(tmp_path: Path, qemu_img: QemuImg) -> None:
         data = bytearray(good)
         data[table : table + 8] = value.to_bytes(8, "big")
         path.write_bytes(data)
-        with opened(path) as image:
+        if value != 1 << 40:
+            with pytest.raises(InvalidImage, match="Could not read bitmap_table table"):
+                opened(path)
+        with default_context().open(str(path), "qcow2", writable=True, check=True) as image:
             with pytest.raises(InvalidImage):
                 list(call("bitmap_ranges", image, name="b"))
             with pytest.raises(InvalidImage):
@@ -344,3 +347,39 @@ def test_a_resize_that_fails_forgets_nothing(
             call("resize", image, size=1 << 20, preallocation="off")
     qemu_img("check", path)
     assert ranges(path, "b") == [(0, 4 << 20)]
+
+
+def test_adding_a_bitmap_leaves_the_layout_that_qemu_leaves(tmp_path: Path, qemu_img: QemuImg, qemu_io: Any) -> None:
+    """Bitmaps and their tables stand at the same places afterwards, once QEMU has written to the image again."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for path in (ours, theirs):
+        qemu_img("create", "-q", "-f", "qcow2", path, "10M")
+    for number, enabled in ((1, True), (2, False)):
+        with opened(ours) as image:
+            call("bitmap_add", image, bitmap=Bitmap(f"b{number}", 16384 << number, enabled=enabled))
+        qemu_img(
+            "bitmap", "--add", "-g", str(16384 << number), "--enable" if enabled else "--disable", theirs, f"b{number}"
+        )
+        for path in (ours, theirs):
+            qemu_io(path, f"write {3 * number}M 1M")
+            qemu_io(path, f"write {3 * number + 1}M 1M")
+        with opened(ours, writable=False) as left, opened(theirs, writable=False) as right:
+            assert left.bitmaps == right.bitmaps
+            assert left.header.bitmaps == right.header.bitmaps
+    qemu_img("check", "-q", ours)
+
+
+def test_other_bitmaps_are_stored_once_while_an_image_is_open(tmp_path: Path, qemu_img: QemuImg) -> None:
+    path = tmp_path / "disk.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "10M")
+    with opened(path) as image:
+        call("bitmap_add", image, bitmap=Bitmap("a", 65536, enabled=False))
+        call("bitmap_fill", image, name="a", ranges=[(0, 1 << 20)], clear=False)
+    with opened(path) as image:
+        before = image.bitmaps[0].table_offset
+        call("bitmap_add", image, bitmap=Bitmap("b", 65536, enabled=False))
+        moved = image.bitmaps[0].table_offset
+        call("bitmap_add", image, bitmap=Bitmap("c", 65536, enabled=False))
+        assert image.bitmaps[0].table_offset == moved != before
+        assert list(call("bitmap_ranges", image, name="a")) == [(0, 1 << 20)]
+    qemu_img("check", "-q", path)

@@ -12,6 +12,7 @@ import pytest
 
 from diskwright.context import Context
 from diskwright.engine.convert import ConvertRequest, convert
+from diskwright.engine.copy import no_progress
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedFeature, UnsupportedOperation
 from diskwright.graph import OpenRequest, open_format
 from diskwright.hookspecs import CreateOptions, no_secrets
@@ -297,7 +298,7 @@ def test_no_compression(
 def amend(context: Context, image: Image, force: bool = False, **values: Any) -> None:
     """Amend with options of encryption."""
     named = {f"encrypt.{name.replace('_', '-')}": value for name, value in values.items()}
-    context.formats.call("amend", "qcow2", image=image, values=named, force=force)
+    context.formats.call("amend", "qcow2", image=image, values=named, force=force, progress=no_progress)
 
 
 def test_amend(context: Context, make: Callable[..., MemoryNode], opened: Callable[..., Qcow2Image]) -> None:
@@ -353,10 +354,10 @@ def test_downgrade(
     change = {"compat": "v2"}
     if values is AES:
         with pytest.raises(InvalidOption, match="Cannot downgrade an image with encryption format 'aes'"):
-            context.formats.call("amend", "qcow2", image=image, values=change, force=False)
+            context.formats.call("amend", "qcow2", image=image, values=change, force=False, progress=no_progress)
         assert image.header.version == 3
     else:
-        context.formats.call("amend", "qcow2", image=image, values=change, force=False)
+        context.formats.call("amend", "qcow2", image=image, values=change, force=False, progress=no_progress)
         assert image.header.version == 2
     assert image.read_at(0, SIZE) == expected
     image.close()

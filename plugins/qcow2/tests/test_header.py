@@ -147,6 +147,10 @@ def test_unknown_feature_is_named_by_the_image(memory_node: MakeNode) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         read(memory_node, data)
     assert str(caught.value) == ("Unsupported qcow2 feature(s): quantum clusters, Unknown incompatible feature: 400")
+    cut = build_extension(layout.ExtensionType.FEATURE_NAMES, b"\0\x0aTest feature")
+    data = data[:112] + extension + cut + bytes(8) + data[112 + len(extension) + len(cut) + 8 :]
+    with pytest.raises(UnsupportedFeature, match=r": Test feature, Unknown incompatible feature: 200$"):
+        read(memory_node, data)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,9 @@ def corrupted(path: Path, offset: int, value: int, width: int) -> None:
         (16, 2, 1, "doesn't satisfy the constraints"),
         (17, 32, 1, "doesn't satisfy the constraints"),
         (18, 60000, 2, "Broken bitmap directory"),
-        (18, 0, 2, "doesn't satisfy the constraints|More bitmaps found"),
-        (20, 8, 4, "Bitmap extra data is not supported"),
+        (18, 0, 2, "Bitmap '' doesn't satisfy the constraints"),
+        (20, 1, 4, "Bitmap extra data is not supported"),
+        (20, 8, 4, "Broken bitmap directory"),
     ],
 )
 def test_broken_bitmap_directory(
@@ -119,8 +120,44 @@ def test_broken_bitmap_directory(
         assert image.header.bitmaps is not None
         directory = image.header.bitmaps.offset
     corrupted(path, directory + offset, value, width)
-    with pytest.raises(InvalidImage, match=message):
-        describe(path)
+    for options in ({}, {"writable": True}, {"check": True}, {"describe_only": True}):
+        with pytest.raises(InvalidImage, match=f"Could not open '[^']*': ({message}|Bitmap 'first' {message})$"):
+            Context().open(str(path), **options)
+
+
+def test_bitmap_tables_are_looked_at_when_an_image_is_opened(tmp_path: Path, qemu_img: Callable[..., str]) -> None:
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+    qemu_img("bitmap", "--add", path, "first")
+    with Context().open(str(path)) as image:
+        assert isinstance(image, Qcow2Image)
+        entry = image.bitmaps[0]
+    corrupted(path, entry.table_offset, 2, 8)
+    with pytest.raises(InvalidImage, match="Could not read bitmap_table table from image for bitmap 'first': Invalid"):
+        Context().open(str(path))
+    Context().open(str(path), check=True).close()
+    corrupted(path, entry.offset + 12, 3, 4)  # in use: nobody relies on it
+    Context().open(str(path)).close()
+
+
+def test_bitmaps_that_nobody_vouches_for_are_told_of(tmp_path: Path, qemu_img: Callable[..., str]) -> None:
+    path = tmp_path / "x.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", path, "64M")
+    qemu_img("bitmap", "--add", path, "first")
+    context, told = Context(), []
+    context.warn = told.append
+    context.open(str(path)).close()
+    assert told == []
+    corrupted(path, 88, 0, 8)
+    context.open(str(path)).close()
+    assert told == [
+        "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+    ]
+    corrupted(path, 88, 1, 8)
+    qemu_img("amend", "-f", "qcow2", "-o", "compat=v2", path)
+    del told[:]
+    context.open(str(path)).close()
+    assert [line.partition(",")[0] for line in told] == ["This qcow2 v2 image contains bitmaps"]
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,9 @@ def test_narrow_refcounts_overflow_without_harm(tmp_path: Path, qemu_img: QemuIm
             call("snapshot_create", image, name=str(number))
         image.flush()
         before = path.read_bytes()
-        with pytest.raises(ImageError, match=f"more than {2**bits - 1} references"):
+        with pytest.raises(ImageError, match="^Invalid argument$") as caught:
             call("snapshot_create", image, name="too many")
+        assert f"more than {2**bits - 1} references" in caught.value.hint
         assert call("snapshot_list", image) == image.snapshot_list()
     after = path.read_bytes()
     assert after[:512] == before[:512]

@@ -50,7 +50,7 @@ def run(args: Namespace, app: App) -> int:
     from ..render.progress import Progress
 
     with Progress(app.out, app.err, shown=args.progress and not args.quiet) as progress:
-        amend(app.context, AmendRequest(filename, args.options, args.format, args.force, cache))
+        amend(app.context, AmendRequest(filename, args.options, args.format, args.force, cache), progress.update)
         progress.update(1, 1)
     return 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOption, UnsupportedOperation
 from ..options import Option, parse_options, split_option_string
+from .copy import Progress, no_progress
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -28,14 +29,15 @@ class AmendRequest:
     cache: str = "writeback"
 
 
-def amend(context: Context, request: AmendRequest) -> None:
+def amend(context: Context, request: AmendRequest, progress: Progress = no_progress) -> None:
     """Change options of an existing image.
 
+    :param progress: called with the work done and the work there is, if the format tells.
     :raises ImageError: it cannot be done; the image is as before.
     """
     with context.open(request.filename, request.format, writable=True, cache=request.cache) as image:
         values = _values(context, image.driver, request.options)
-        context.formats.call("amend", image.driver, image=image, values=values, force=request.force)
+        context.formats.call("amend", image.driver, image=image, values=values, force=request.force, progress=progress)
         image.flush()
 
 

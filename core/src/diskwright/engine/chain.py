@@ -77,7 +77,7 @@ def _underlaid(upper: ExtentTable, lower: Node, depth: int) -> Iterator[ExtentTa
         if start > position:
             yield upper.clipped(position, start)
         for table in _layer_tables(lower, start, end - start, depth):
-            yield _overlay(upper.clipped(table.start, table.end), table)
+            yield _overlay(upper.clipped(table.start, table.end), table, lower.size)
         position = end
     if position < upper.end:
         yield upper.clipped(position, upper.end)
@@ -95,8 +95,11 @@ def _absent_spans(table: ExtentTable) -> list[tuple[int, int]]:
     return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
 
 
-def _overlay(upper: ExtentTable, lower: ExtentTable) -> ExtentTable:
-    """Two maps of the same range as one: the lower one's rows stand where the upper one's are absent."""
+def _overlay(upper: ExtentTable, lower: ExtentTable, lower_size: int) -> ExtentTable:
+    """Two maps of the same range as one: the lower one's rows stand where the upper one's are absent.
+
+    :param lower_size: where the lower layer ends, bytes: behind that, the upper one may have space for the zeros.
+    """
     import numpy as np
 
     offsets = np.union1d(upper.rows["offset"], lower.rows["offset"])
@@ -104,7 +107,10 @@ def _overlay(upper: ExtentTable, lower: ExtentTable) -> ExtentTable:
     below = lower.rows[np.searchsorted(lower.rows["offset"], offsets, side="right") - 1]
     absent = rows["kind"] == Kind.ABSENT
     below["node"] += len(upper.nodes)
-    rows[absent] = below[absent]
+    beyond = absent & (offsets >= lower_size)
+    for column in ("kind", "flags", "depth"):
+        rows[column][beyond] = below[column][beyond]
+    rows[absent & ~beyond] = below[absent & ~beyond]
     _restart(rows, offsets, upper.end)
     return ExtentTable(rows, upper.nodes + lower.nodes).coalesced()
 

@@ -56,7 +56,7 @@ def states(table: ExtentTable) -> Column:
     sparse = (kinds == Kind.ZERO) & (rows["flags"] & Flag.SPARSE != 0)
     found[sparse] |= np.uint8(State.DATA)
     found[(kinds == Kind.ENCODED) & (rows["flags"] & Flag.COMPRESSED != 0)] |= np.uint8(State.COMPRESSED)
-    placed = ((kinds == Kind.DATA) | (kinds == Kind.ZERO)) & (rows["node_offset"] != NO_OFFSET)
+    placed = (kinds != Kind.ENCODED) & (rows["node_offset"] != NO_OFFSET)
     found[placed] |= np.uint8(State.PLACED)
     return found
 
@@ -119,7 +119,7 @@ class _Translator:
         rows["state"] = states(table)
         # Behind the end of a backing layer: no layer has this, and the one above already knew that it is zeros.
         beyond = rows["start"] >= self._sizes[rows["depth"]]
-        rows["state"][beyond] = State.ZERO
+        rows["state"][beyond] = rows["state"][beyond] & State.PLACED | State.ZERO
         rows["depth"][beyond] -= 1
         placed = rows["state"] & State.PLACED != 0
         rows["offset"][~placed] = NO_OFFSET

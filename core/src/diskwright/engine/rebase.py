@@ -122,7 +122,8 @@ def _write_differences(
     """
     if request.compress and not isinstance(top, Compressing):
         raise ImageError("Compression not supported for this file format")
-    block = top.cluster_size or CELL
+    cluster = top.cluster_size or CELL
+    block = cluster if request.compress else top.subcluster_size or cluster
     step = max(CELL, block)
     old_bytes, new_bytes = bytearray(step), bytearray(step)
     for start, end in cut(aligned(_suspects(top, new, depth_limit), block, top.size), step):

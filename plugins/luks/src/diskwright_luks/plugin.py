@@ -67,7 +67,9 @@ class LuksDriver:
         ciphers = tuple(CIPHERS)
         return [
             Option("size", OptionType.SIZE, "Virtual disk size"),
-            Option("key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase"),
+            Option(
+                "key-secret", OptionType.STRING, "ID of the secret that provides the keyslot passphrase", strong=True
+            ),
             Option("cipher-alg", OptionType.STRING, "Name of encryption cipher algorithm", choices=ciphers),
             Option("cipher-mode", OptionType.STRING, "Name of encryption cipher mode", choices=MODES),
             Option("ivgen-alg", OptionType.STRING, "Name of IV generator algorithm", choices=IV_GENERATORS),

@@ -66,7 +66,7 @@ def test_requests_take_the_time_that_they_are_to_take() -> None:
     ("name", "message"),
     [
         ("null-co:x", "The only allowed filename for this driver is 'null-co://'"),
-        (OptionString("driver=null-co,size=-1"), "Parameter 'size' expects a non-negative number below 2^64"),
+        (OptionString("driver=null-co,size=x"), "Parameter 'size' expects a non-negative number below 2^64"),
         (OptionString("driver=null-co,foo=1"), "Block protocol 'null-co' doesn't support the option 'foo'"),
     ],
 )

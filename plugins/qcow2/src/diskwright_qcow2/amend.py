@@ -6,13 +6,13 @@ a downgrade to version 2 comes last, when nothing that version 2 cannot say is l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskwright.errors import InvalidOption
+from diskwright.errors import InvalidImage, InvalidOption
 
 from . import layout
 from .check_references import StoredRefcounts
@@ -28,6 +28,7 @@ from .switching import switch_header
 if TYPE_CHECKING:
     from .header import Header
     from .image import Qcow2Image
+    from .refcount import Column
 
 _VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _V3_NEEDED = "compatibility level 1.1 and above (use compat=1.1 or greater)"
@@ -65,7 +66,26 @@ class Amendment:
         return cls(header, version, values.get("size", image.size))
 
 
-def amend(image: Qcow2Image, values: Mapping[str, Any], force: bool = False) -> None:
+class _Steps:
+    """Progress of several long operations of the same weight, one after the other."""
+
+    def __init__(self, progress: Callable[[int, int], None], operations: int) -> None:
+        self._progress = progress
+        self._operations = operations
+        self._finished = 0
+
+    def advance(self, done: int, total: int) -> None:
+        """The present operation has done so much of so much."""
+        self._progress(self._finished * total + done, self._operations * total)
+        self._finished += done == total
+
+
+def amend(
+    image: Qcow2Image,
+    values: Mapping[str, Any],
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """See the ``amend`` hook."""
     with image.lock:
         wanted = Amendment.from_options(image, values)
@@ -76,11 +96,13 @@ def amend(image: Qcow2Image, values: Mapping[str, Any], force: bool = False) -> 
         image.flush()
         image.make_clean()
         amend_encryption(image, values, force)
-        _switch(image, wanted.header)
+        widens = wanted.header.refcount_order != image.header.refcount_order
+        steps = _Steps(progress, widens + (wanted.version < image.header.version))
+        _switch(image, wanted.header, steps)
         if wanted.size != image.size:
             resize(image, wanted.size, "off")
         if wanted.version < image.header.version:
-            downgrade(image)
+            downgrade(image, steps.advance)
 
 
 def _check_backing(header: Header, values: Mapping[str, Any]) -> None:
@@ -115,14 +137,15 @@ def _with_refcounts(header: Header, values: Mapping[str, Any], version: int) -> 
         lazy = int(Compatible.LAZY_REFCOUNTS)
         features = int(header.compatible_features) & ~lazy
         if values["lazy_refcounts"]:
-            if version < 3:
+            # With a downgrade of an image that has them, they just go.
+            if version < 3 and not int(header.compatible_features) & lazy:
                 raise InvalidOption(f"Lazy refcounts only supported with {_V3_NEEDED}")
             features |= lazy
         header = replace(header, compatible_features=Compatible(features))
     return header
 
 
-def _switch(image: Qcow2Image, wanted: Header) -> None:
+def _switch(image: Qcow2Image, wanted: Header, steps: _Steps) -> None:
     """Let the image have the header's features and names."""
     wanted.build()  # names that do not fit are refused before anything is written
     present = image.header
@@ -149,23 +172,22 @@ def _switch(image: Qcow2Image, wanted: Header) -> None:
         image.writer.order.release(np.arange(present.snapshots_offset >> bits, -(-former_end >> bits)))
         image.flush()
     if wanted.refcount_order != present.refcount_order:
-        fields |= _change_width(image, wanted.refcount_order)
+        fields |= _change_width(image, wanted.refcount_order, steps)
     switch_header(image, **fields)
 
 
-def _change_width(image: Qcow2Image, order: int) -> dict[str, int]:
+def _change_width(image: Qcow2Image, order: int, steps: _Steps) -> dict[str, int]:
     """Write refcount structures of another width into free clusters; the header fields that lead to them.
 
     :raises InvalidOption: a refcount does not fit.
+    :raises InvalidImage: the refcounts cannot be read.
     """
     header = image.header
-    counts = content_references(image, image.l1, crowded=True)
-    if header.l1_size:
-        end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
-        counts[header.l1_table_offset >> header.cluster_bits : -(-end >> header.cluster_bits)] += np.uint32(1)
+    counts, own = _all_counts(image)
+    steps.advance(1, 3)
     bits = 1 << order
     for start, part in used_windows(counts):
-        too_high = np.flatnonzero(part > np.uint32(min((1 << bits) - 1, (1 << 32) - 1)))
+        too_high = np.flatnonzero(part > np.uint64((1 << bits) - 1))
         if len(too_high):
             cluster = start + int(too_high[0])
             raise InvalidOption(
@@ -173,5 +195,47 @@ def _change_width(image: Qcow2Image, order: int) -> dict[str, int]:
                 f"{cluster << header.cluster_bits:#x} has a refcount of {int(counts[cluster])}"
             )
     builder = RefcountBuilder(image, counts, order)
-    refcounts = StoredRefcounts(image, len(counts) - 1)
-    return builder.write(builder.plan_low((refcounts.counts != 0) | (counts != 0)).layout)
+    busy = counts != 0
+    busy[own] = True  # the present refcount structures are left alone
+    plan = builder.plan_low(busy)
+    steps.advance(2, 3)
+    fields = builder.write(plan.layout)
+    steps.advance(3, 3)
+    return fields
+
+
+def _all_counts(image: Qcow2Image) -> tuple[Column, Column]:
+    """The refcount of each cluster without what refcount structures themselves take, and the clusters that those take.
+
+    What the image states is kept, even where it is more than there are references: leaks are for ``check`` to find.
+    Where it states less, the references count, so that nothing in use is taken for free.
+    """
+    header = image.header
+    counts = content_references(image, image.l1, crowded=True)
+    if header.l1_size:
+        end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
+        counts[header.l1_table_offset >> header.cluster_bits : -(-end >> header.cluster_bits)] += np.uint32(1)
+    stored = StoredRefcounts(image, len(counts) - 1)
+    if stored.problem or stored.unreadable:
+        raise InvalidImage("qcow2: The refcounts cannot be read, check the image first", filename=image.file.filename)
+    own = _own_clusters(image, stored.table)
+    stored.counts[own] -= stored.counts[own] != 0
+    if stored.counts.dtype == np.uint64:
+        counts = counts.astype(np.uint64)
+    for start, part in used_windows(stored.counts):
+        window = counts[start : start + len(part)]
+        np.maximum(window, part, out=window, casting="unsafe")
+    return counts, own
+
+
+def _own_clusters(image: Qcow2Image, table: Column) -> Column:
+    """The clusters of the file that hold the refcount table and the refcount blocks.
+
+    :param table: the refcount table.
+    """
+    header = image.header
+    first = header.refcount_table_offset >> header.cluster_bits
+    places = table & np.uint64(layout.REFCOUNT_TABLE_OFFSET_MASK)
+    blocks = places[places != 0].astype(np.int64) >> header.cluster_bits
+    own = np.unique(np.concatenate((np.arange(first, first + header.refcount_table_clusters), blocks)))
+    return own[own < -(-image.file.size >> header.cluster_bits)]

@@ -55,8 +55,10 @@ def add_bitmap(image: Qcow2Image, bitmap: Bitmap) -> None:
         count = _table_entries(image.header, bits)
         entry = BitmapEntry(bitmap.name, 0, count, BitmapFlag.AUTO if bitmap.enabled else BitmapFlag(0), bits, offset=0)
         change = DirectoryChange(image)
+        others = [change.again(other) for other in image.bitmaps]
         placed = dataclasses.replace(entry, table_offset=change.place_table(np.zeros(count, np.uint64)))
-        change.switch([*image.bitmaps, placed])
+        change.switch([*others, placed])
+        image.stored_bitmaps.add(entry.name)
 
 
 def _require_addable(image: Qcow2Image, bitmap: Bitmap) -> None:
@@ -225,6 +227,28 @@ def read_table(image: Qcow2Image, entry: BitmapEntry) -> Column:
     return table
 
 
+def require_tables(image: Qcow2Image) -> None:
+    """Refuse bitmaps whose table has entries that cannot be; those in use are not relied on by anybody.
+
+    :raises InvalidImage: naming the bitmap.
+    """
+    # Tables that stand beside each other fill the file at most: what is more is not looked at before it is used.
+    left = image.file.size
+    for entry in image.bitmaps:
+        length = entry.table_size * layout.BITMAP_TABLE_ENTRY_SIZE
+        left -= length
+        if entry.flags & BitmapFlag.IN_USE or entry.table_offset + length > image.file.size or left < 0:
+            continue
+        try:
+            read_table(image, entry)
+        except InvalidImage:
+            raise InvalidImage(
+                f"Could not read bitmap_table table from image for bitmap '{entry.name}': Invalid argument",
+                filename=image.file.filename,
+                offset=entry.table_offset,
+            ) from None
+
+
 def read_chunk(image: Qcow2Image, value: int) -> bytes:
     """The bits that one table entry leads to, a cluster of them."""
     size = image.header.cluster_size
@@ -280,6 +304,28 @@ class DirectoryChange:
         self.drop_data(old[gone])
         self.drop_table(entry, old)
         return dataclasses.replace(entry, table_offset=self.place_table(table), table_size=len(table))
+
+    def again(self, entry: BitmapEntry) -> BitmapEntry:
+        """A bitmap as it is, in other places.
+
+        QEMU stores all bitmaps anew whenever it closes an image; as one that adds a bitmap does the same, once for each
+        bitmap while the image is open, both leave the same layout.
+        """
+        if entry.flags & BitmapFlag.IN_USE or entry.name in self.image.stored_bitmaps:
+            return entry
+        try:
+            old = read_table(self.image, entry)
+            chunks = [read_chunk(self.image, value) if value & layout.OFFSET_MASK else b"" for value in old.tolist()]
+        except InvalidImage:
+            return entry  # adding another bitmap is not the moment to complain
+        self.image.stored_bitmaps.add(entry.name)
+        table = old.copy()
+        for index, chunk in enumerate(chunks):
+            if chunk:
+                table[index] = self._place(chunk)
+        self.drop_data(old)
+        self.drop_table(entry, old)
+        return dataclasses.replace(entry, table_offset=self.place_table(table))
 
     def _place_chunk(self, bits: bytes, limit: int) -> int:
         """Write a cluster of bits, of which the first ``limit`` count; the table entry for it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diskwright.errors import InvalidImage
+
 from . import layout
 from .layout import BitmapFlag
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 
     from diskwright.bounded import BoundedReader
 
+    from .extensions import BitmapDirectory
     from .header import Header
 
 
@@ -47,37 +50,42 @@ def read_bitmaps(reader: BoundedReader, header: Header) -> list[BitmapEntry]:
     directory = header.bitmaps
     if directory is None:
         return []
+    if not directory.size:
+        raise InvalidImage("Requested bitmap directory size is zero")
     data = reader.bytes(directory.offset, directory.size, "bitmap directory", limit=layout.MAX_BITMAP_DIRECTORY_BYTES)
     entries: list[BitmapEntry] = []
     position = 0
     while position < len(data):
-        if len(entries) == directory.count:
-            raise reader.error("More bitmaps found than specified in header extension", directory.offset + position)
-        entry, position = _parse_entry(reader, header, directory.offset, data, position)
+        entry, position = _parse_entry(header, directory, data, position, last=len(entries) == directory.count)
         entries.append(entry)
     if len(entries) < directory.count:
-        raise reader.error("Less bitmaps found than specified in header extension", directory.offset)
+        raise InvalidImage("Less bitmaps found than specified in header extension", offset=directory.offset)
     return entries
 
 
 def _parse_entry(
-    reader: BoundedReader, header: Header, directory_offset: int, data: bytes, start: int
+    header: Header, directory: BitmapDirectory, data: bytes, start: int, *, last: bool
 ) -> tuple[BitmapEntry, int]:
-    """One entry and the position of the next, both relative to the directory."""
-    offset = directory_offset + start
+    """One entry and the position of the next, both relative to the directory.
+
+    :param last: whether there should be no further entry.
+    """
+    offset = directory.offset + start
     name_start = start + layout.BITMAP_DIRECTORY_ENTRY.sizeof()
     if name_start > len(data):
-        raise reader.error("Broken bitmap directory", offset)
+        raise InvalidImage("Broken bitmap directory", offset=offset)
+    if last:
+        raise InvalidImage("More bitmaps found than specified in header extension", offset=offset)
     fields = layout.BITMAP_DIRECTORY_ENTRY.parse(data[start:name_start])
-    if fields.extra_data_size:
-        raise reader.error("Bitmap extra data is not supported", offset)
-    end = name_start + fields.name_size
+    end = name_start + fields.extra_data_size + fields.name_size
     following = end + -end % layout.BITMAP_ALIGNMENT
     if following > len(data):
-        raise reader.error("Broken bitmap directory", offset)
+        raise InvalidImage("Broken bitmap directory", offset=offset)
+    if fields.extra_data_size:
+        raise InvalidImage("Bitmap extra data is not supported", offset=offset)
     name = data[name_start:end].decode("utf-8", "surrogateescape")
     if not _satisfies_constraints(header, fields):
-        raise reader.error(f"Bitmap '{name}' doesn't satisfy the constraints", offset)
+        raise InvalidImage(f"Bitmap '{name}' doesn't satisfy the constraints", offset=offset)
     entry = BitmapEntry(
         name=name,
         table_offset=fields.bitmap_table_offset,

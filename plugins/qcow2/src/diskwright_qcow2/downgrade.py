@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from diskwright.errors import InvalidOption
 
 from . import layout
-from .check_tables import L1Use
 from .inactive import inactive_l1
 from .layout import Autoclear, Compatible, CompressionType, CryptMethod, Incompatible
 from .repair_tables import L2Editor
 from .switching import switch_header
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .header import Header
     from .image import Qcow2Image
     from .refcount import Column
 
 _BATCH_CLUSTERS = 1 << 12
 """Clusters filled with zeros before the tables that use them are written."""
+_REPORTS = 256
+"""How often progress is told of at most, but for tables that exist."""
 _OFFSET_MASK = np.uint64(layout.OFFSET_MASK)
 _COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
 _COPIED = np.uint64(layout.OFLAG_COPIED)
@@ -56,9 +59,12 @@ def require_downgradable(image: Qcow2Image, header: Header, size: int) -> None:
         raise InvalidOption("Cannot downgrade an image with zstd compression type and existing compressed clusters")
 
 
-def downgrade(image: Qcow2Image) -> None:
-    """Make a version 2 image of one for which :func:`require_downgradable` holds."""
-    _materialise_zeros(image)
+def downgrade(image: Qcow2Image, progress: Callable[[int, int], None]) -> None:
+    """Make a version 2 image of one for which :func:`require_downgradable` holds.
+
+    :param progress: called with the L1 entries done and those that there are.
+    """
+    _materialise_zeros(image, progress)
     switch_header(
         image,
         version=2,
@@ -70,29 +76,53 @@ def downgrade(image: Qcow2Image) -> None:
     )
 
 
-def _all_tables(image: Qcow2Image) -> L1Use:
-    """The L2 tables of the disk and of all snapshots."""
-    parts = [L1Use.of(image.l1, active=True)]
-    for table in inactive_l1(image, image.snapshots):
-        parts = [L1Use.total([*parts, L1Use.of(table.entries, active=False)])]
-    return parts[0]
+class _Tables(NamedTuple):
+    """The L2 tables of the disk and of all snapshots, each once.
+
+    :ivar entries: how many L1 entries there are, used or not.
+    :ivar positions: for each table the first of the L1 entries that lead to it, in order.
+    :ivar offsets: where each stands in the file, bytes.
+    :ivar uses: how many L1 entries lead to each.
+    """
+
+    entries: int
+    positions: list[int]
+    offsets: list[int]
+    uses: list[int]
+
+    @classmethod
+    def of(cls, image: Qcow2Image) -> _Tables:
+        inactive = [table.entries for table in inactive_l1(image, image.snapshots)]
+        places = np.concatenate([image.l1, *inactive]) & _OFFSET_MASK
+        used = np.flatnonzero(places)
+        offsets, first, uses = np.unique(places[used], return_index=True, return_counts=True)
+        order = np.argsort(first)
+        return cls(len(places), used[first][order].tolist(), offsets[order].tolist(), uses[order].tolist())
 
 
 def _has_compressed(image: Qcow2Image) -> bool:
     editor = L2Editor(image)
-    return any((editor.read(offset)[1] & _COMPRESSED != 0).any() for offset in _all_tables(image).offsets.tolist())
+    return any((editor.read(offset)[1] & _COMPRESSED != 0).any() for offset in _Tables.of(image).offsets)
 
 
-def _materialise_zeros(image: Qcow2Image) -> None:
+def _materialise_zeros(image: Qcow2Image, progress: Callable[[int, int], None]) -> None:
     """Replace zero clusters: by nothing where there is no backing file, else by clusters full of zeros."""
-    use = _all_tables(image)
+    tables = _Tables.of(image)
+    step = max(1, tables.entries // _REPORTS)
     batch = _Batch(image)
-    for offset, uses in zip(use.offsets.tolist(), use.uses.tolist(), strict=True):
+    done = 0
+    for position, offset, uses in zip(*tables[1:], strict=True):
+        while done < position:
+            done = min(position, done + step)
+            progress(done, tables.entries)
         batch.add(offset, uses)
         if batch.taken > _BATCH_CLUSTERS:
             batch.finish()
             batch = _Batch(image)
     batch.finish()
+    while done < tables.entries:
+        done = min(tables.entries, done + step)
+        progress(done, tables.entries)
 
 
 class _Batch:

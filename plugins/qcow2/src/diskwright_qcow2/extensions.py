@@ -55,6 +55,7 @@ class ExtensionContext:
 class Extensions:
     """All header extensions of an image.
 
+    :ivar stale_bitmaps: whether there is a bitmaps extension that nobody vouches for.
     :ivar unknown: the others, in their order.
     """
 
@@ -62,6 +63,7 @@ class Extensions:
     data_file: str | None
     crypto: CryptoPointer | None
     bitmaps: BitmapDirectory | None
+    stale_bitmaps: bool
     unknown: tuple[Extension, ...]
 
     @classmethod
@@ -79,6 +81,7 @@ class Extensions:
             data_file=_text(last.get(ExtensionType.DATA_FILE)),
             crypto=_crypto(last.get(ExtensionType.CRYPTO), context),
             bitmaps=_bitmaps(last.get(ExtensionType.BITMAPS), context),
+            stale_bitmaps=ExtensionType.BITMAPS in last and not context.bitmaps_valid,
             unknown=tuple(extension for extension in stored if extension.type not in known),
         )
 
@@ -126,9 +129,9 @@ def feature_names(area: bytes) -> dict[tuple[int, int], str]:
     except InvalidImage:
         return {}
     data = b"".join(tables[-1:])
-    # There are three types of 64 bits each: a longer table has nothing more to tell.
-    for start in range(0, min(len(data) // size, 3 * 64) * size, size):
-        fields = layout.FEATURE_NAME.parse(data[start : start + size])
+    # There are three types of 64 bits each: a longer table has nothing more to tell. The last name may be cut short.
+    for start in range(0, min(len(data), 3 * 64 * size), size):
+        fields = layout.FEATURE_NAME.parse(data[start : start + size].ljust(size, b"\0"))
         names[fields.type, fields.bit] = fields.name.split(b"\0")[0].decode("utf-8", "replace")
     return names
 

@@ -37,6 +37,7 @@ class Header:
 
     :ivar size: virtual disk size as stored, bytes; see :attr:`disk_size`.
     :ivar l1_size: entries of the active L1 table, VM state included.
+    :ivar stale_bitmaps: whether the image has bitmaps that were not kept current, so that they are none any more.
     :ivar unknown_fields: header bytes behind those known here, kept on rewriting.
     :ivar unknown_extensions: header extensions not known here, kept on rewriting.
     """
@@ -61,6 +62,7 @@ class Header:
     data_file: str | None = None
     crypto: CryptoPointer | None = None
     bitmaps: BitmapDirectory | None = None
+    stale_bitmaps: bool = False
     unknown_fields: bytes = b""
     unknown_extensions: tuple[Extension, ...] = ()
 
@@ -155,6 +157,7 @@ class Header:
             data_file=extensions.data_file,
             crypto=extensions.crypto,
             bitmaps=extensions.bitmaps,
+            stale_bitmaps=extensions.stale_bitmaps,
             unknown_fields=fields["unknown_fields"],
             unknown_extensions=extensions.unknown,
         )

@@ -1,18 +1,62 @@
-"""Free space in the file: finding gaps, and giving back what is behind the last cluster in use."""
+"""Free space in the file: finding gaps, and giving back what is free."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskwright.node import Truncatable
+from diskwright.node import Discarding, Truncatable
 
 from .allocate import Run
 
 if TYPE_CHECKING:
+    from diskwright.node import Node
+
     from .refcount import Column
+    from .runtime import Runtime
     from .writer import ImageWriter
+
+
+class Cause(Enum):
+    """Why clusters go free."""
+
+    ALWAYS = "always"
+    REQUEST = "request"
+    SNAPSHOT = "snapshot"
+    OTHER = "other"
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> frozenset[Cause]:
+        """The causes for which an image gives the space of free clusters back."""
+        wanted = {
+            cls.ALWAYS: True,
+            cls.REQUEST: runtime.pass_request,
+            cls.SNAPSHOT: runtime.pass_snapshot,
+            cls.OTHER: runtime.pass_other,
+        }
+        return frozenset(cause for cause, passed in wanted.items() if passed)
+
+
+def give_back(node: Node, clusters: Column, cluster_bits: int) -> None:
+    """Let the file system have the space of clusters that nothing refers to.
+
+    :param clusters: in order, without repetition.
+    """
+    if not isinstance(node, Discarding) or not len(clusters):
+        return
+    breaks = np.flatnonzero(np.diff(clusters) != 1) + 1
+    starts = np.concatenate(([0], breaks))
+    ends = np.concatenate((breaks, [len(clusters)]))
+    for first, end in zip(clusters[starts].tolist(), (clusters[ends - 1] + 1).tolist(), strict=True):
+        offset = first << cluster_bits
+        length = min(end << cluster_bits, node.size) - offset
+        if length > 0:
+            # The image is sound with or without that space.
+            with suppress(OSError):
+                node.discard(offset, length)
 
 
 def lowest_gap(busy: Column, length: int) -> int:

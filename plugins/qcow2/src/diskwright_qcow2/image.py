@@ -16,6 +16,7 @@ from diskwright.node import Buffer, Node, Placement, WritableImage, read_through
 from . import encryption
 from .header import Header
 from .layout import Compatible, CryptMethod, Incompatible
+from .runtime import Runtime
 from .snapshots import require_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from .snapshots import MendedTable, SnapshotEntry
     from .writer import ImageWriter
 
+_STALE_V2 = (
+    "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap "
+    "support; so now they must all be considered inconsistent"
+)
+_STALE_V3 = "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent"
+
 
 class Qcow2Image(WritableImage):
     """An opened qcow2 image.
@@ -38,16 +45,21 @@ class Qcow2Image(WritableImage):
     :ivar header: the header as it is in the file, or will be after the next flush.
     :ivar reader: for metadata in :attr:`file`.
     :ivar data_node: the node that guest clusters stand in: :attr:`file`, or the external data file.
+    :ivar stored_bitmaps: names of the bitmaps that have been stored since the image was opened.
+    :ivar runtime: how the image is to be handled while it is open.
     :ivar crypt: the cipher of an encrypted image, ``None`` if it was opened to be described only.
     :ivar mended: the snapshot table as a repair that is under way leaves it, see :func:`.snapshots.mend_snapshots`.
     """
 
     crypt: Encryption | None = None
     mended: MendedTable | None = None
+    runtime = Runtime()
+    stored_bitmaps: set[str]
 
     def __init__(self, source: Node, options: OpenOptions) -> None:
         super().__init__()
         self.filename = options.filename
+        self.stored_bitmaps = set()
         self.read_only = not options.writable
         self.file = source
         self._warn = options.warn
@@ -56,10 +68,13 @@ class Qcow2Image(WritableImage):
         self.backing_file = header.backing_file
         self.backing_format = header.backing_format
         self.cluster_size = header.cluster_size
+        self.subcluster_size = header.subcluster_size
         self.encrypted = header.crypt_method != CryptMethod.NONE
         self.data_node = source
+        self.runtime = Runtime.from_values(header, options.values, discard=options.discard)
         encryption.require_format(header, options.values)
         luks = self.luks
+        self._require_bitmaps(options)
         if options.describe_only:
             return
         if options.writable and not options.check and header.incompatible_features & Incompatible.CORRUPT:
@@ -76,6 +91,15 @@ class Qcow2Image(WritableImage):
             from .crypt import open_encryption
 
             self.crypt = open_encryption(self, luks, options.values, options.secret)
+
+    def _require_bitmaps(self, options: OpenOptions) -> None:
+        """Refuse broken bitmaps; whether the entries of their tables are sound a check finds out by itself."""
+        if self.header.stale_bitmaps:
+            options.warn(_STALE_V2 if self.header.version == 2 else _STALE_V3)
+        if self.bitmaps and not options.check:
+            from .bitmap_ops import require_tables
+
+            require_tables(self)
 
     def make_clean(self) -> None:
         """Repair an image that was not closed cleanly; to be called before it is changed for the first time.
@@ -116,7 +140,7 @@ class Qcow2Image(WritableImage):
         """The active L1 table and the L2 tables behind it."""
         from .l2 import L2Tables
 
-        return L2Tables(self.reader, self.header)
+        return L2Tables(self.reader, self.header, self.runtime.l2_cache)
 
     @property
     def l1(self) -> Table:

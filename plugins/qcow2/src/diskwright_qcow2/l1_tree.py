@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from . import layout
+from .hostspace import Cause
 from .writer import compressed_clusters
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def share(shadow: Shadow, tree: L1Tree) -> Column:
 def forget(shadow: Shadow, tree: L1Tree) -> None:
     """The next state does not have a tree any more: every cluster has one reference less."""
     for batch in tree.batches():
-        shadow.drop(tree.clusters(batch.descriptors))
-        shadow.drop(batch.hosts)
+        shadow.drop(tree.clusters(batch.descriptors), Cause.SNAPSHOT)
+        shadow.drop(batch.hosts, Cause.SNAPSHOT)
         shadow.settle()
 
 

@@ -33,11 +33,11 @@ class L2Tables:
     :ivar l1: the active L1 table, as stored, in native byte order.
     """
 
-    def __init__(self, reader: BoundedReader, header: Header, capacity: int = CACHE_BYTES) -> None:
+    def __init__(self, reader: BoundedReader, header: Header, capacity: int | None = None) -> None:
         self._reader = reader
         self._cluster_size = header.cluster_size
         self._columns = header.l2_entry_size // layout.L2_ENTRY_SIZE
-        self._limit = max(1, capacity // header.cluster_size)
+        self._limit = max(1, (CACHE_BYTES if capacity is None else capacity) // header.cluster_size)
         self._lock = threading.Lock()
         self._clean: OrderedDict[int, Table] = OrderedDict()
         self._dirty: dict[int, Table] = {}

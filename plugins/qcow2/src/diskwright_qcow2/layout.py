@@ -94,6 +94,10 @@ class Compatible(IntFlag):
     LAZY_REFCOUNTS = 1 << 0
 
 
+AUTOCLEAR_FIELD = 88
+"""Where the autoclear features stand in a version 3 header, bytes."""
+
+
 class Autoclear(IntFlag):
     """Features whose bit is cleared by a writer that does not know them."""
 

@@ -57,14 +57,38 @@ AMEND_OPTIONS = (
 )
 """The options that can be changed later, in the order in which QEMU shows them."""
 
+_OVERLAP_PARTS = (
+    ("main-header", "the header"),
+    ("active-l1", "the active L1 table"),
+    ("active-l2", "the active L2 tables"),
+    ("refcount-table", "the refcount table"),
+    ("refcount-block", "the refcount blocks"),
+    ("snapshot-table", "the snapshot table"),
+    ("inactive-l1", "the L1 tables of snapshots"),
+    ("inactive-l2", "the L2 tables of snapshots"),
+    ("bitmap-directory", "the bitmap directory"),
+)
+
 RUNTIME_OPTIONS = (
+    Option("lazy-refcounts", OptionType.BOOL, "Postpone refcount updates"),
+    Option("pass-discard-request", OptionType.BOOL, "Give back the space of clusters discarded on request"),
+    Option("pass-discard-snapshot", OptionType.BOOL, "Give back the space of clusters that only a snapshot needed"),
+    Option("pass-discard-other", OptionType.BOOL, "Give back the space of all other clusters that go free"),
+    Option("discard-no-unref", OptionType.BOOL, "Keep discarded clusters allocated, as zeros"),
+    Option("overlap-check", OptionType.STRING, "Metadata not to be overwritten: none, constant, cached or all"),
+    Option("overlap-check.template", OptionType.STRING, "The same, where single structures are named too"),
+    *(
+        Option(f"overlap-check.{name}", OptionType.BOOL, f"Look out for {what} before writing")
+        for name, what in _OVERLAP_PARTS
+    ),
+    Option("cache-size", OptionType.SIZE, "Most memory for L2 tables and refcount blocks together"),
+    Option("l2-cache-size", OptionType.SIZE, "Most memory for L2 tables"),
+    Option("l2-cache-entry-size", OptionType.SIZE, "Bytes of an L2 table that are read at a time"),
+    Option("refcount-cache-size", OptionType.SIZE, "Most memory for refcount blocks"),
+    Option("cache-clean-interval", OptionType.NUMBER, "Seconds after which unused tables leave the memory"),
     Option("encrypt.format", OptionType.STRING, "How the image is encrypted; it has to be what the image says"),
     Option(
-        "encrypt.key-secret",
-        OptionType.STRING,
-        "ID of secret providing qcow AES key or LUKS passphrase",
-        strong=True,
+        "encrypt.key-secret", OptionType.STRING, "ID of secret providing qcow AES key or LUKS passphrase", strong=True
     ),
-    Option("l2-cache-entry-size", OptionType.SIZE, "Size of each entry in the L2 cache"),
     Option("encrypt.max-iterations", OptionType.NUMBER, "Most PBKDF iterations that a keyslot may ask for"),
 )

@@ -16,6 +16,7 @@ from diskwright.node import Node, Writable
 
 from . import layout
 from .allocate import Run
+from .hostspace import Cause, give_back
 from .l2 import stored
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ class Disk:
 class WriteOrder:
     """Changed metadata of one image, until it is written.
 
-    :ivar released: host clusters that lose a reference once the metadata that dropped them is on disk; they may repeat.
+    :ivar passed: causes for which the space of clusters that go free is given back to the file system.
     """
+
+    passed: frozenset[Cause] = frozenset()
 
     def __init__(self, disk: Disk, l2: L2Tables, allocator: ClusterAllocator, l1_offset: int, data_node: Node) -> None:
         self.disk = disk
@@ -78,6 +81,7 @@ class WriteOrder:
         self._l2_spans: dict[int, Span] = {}
         self._released: list[Column] = []
         self._released_count = 0
+        self._passed: list[Column] = []
 
     def l1_changed(self, index: int) -> None:
         """An entry of the active L1 table is to be written."""
@@ -92,9 +96,11 @@ class WriteOrder:
         """The L2 table of L1 entry ``index`` is not part of the image any more."""
         self._l2_spans.pop(index, None)
 
-    def release(self, clusters: Column) -> None:
-        """Drop a reference to each of the clusters, as soon as it is safe."""
+    def release(self, clusters: Column, cause: Cause = Cause.OTHER) -> None:
+        """Drop a reference to each of the clusters, as soon as it is safe; they may repeat."""
         if len(clusters):
+            if cause in self.passed:
+                self._passed.append(clusters)
             self._released.append(clusters)
             self._released_count += len(clusters)
 
@@ -166,6 +172,11 @@ class WriteOrder:
         if lowest >= 0:
             self.allocator.freed(lowest)
         self.blocks.write_blocks()
+        if self._passed:
+            # Nothing on disk leads to these clusters any more, and nobody has taken them for something else yet.
+            passed, self._passed = np.unique(np.concatenate(self._passed)), []
+            free = np.fromiter((not self.blocks.count(cluster) for cluster in passed.tolist()), bool, len(passed))
+            give_back(self.disk.node, passed[free], self.blocks.cluster_bits)
 
 
 def _widened(span: Span | None, other: Span) -> Span:

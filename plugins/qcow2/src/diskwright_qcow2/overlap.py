@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import layout
+from .runtime import Overlap
 
 if TYPE_CHECKING:
     from .allocate import Run
@@ -24,17 +25,33 @@ _NAMES = (
     "active L2 table",
     "refcount block",
     "encryption header",
+    "inactive L2 table",
 )
-_HEADER, _L1, _TABLE, _SNAPSHOTS, _BITMAPS, _INACTIVE_L1, _L2, _BLOCK, _CRYPTO = range(len(_NAMES))
+_HEADER, _L1, _TABLE, _SNAPSHOTS, _BITMAPS, _INACTIVE_L1, _L2, _BLOCK, _CRYPTO, _INACTIVE_L2 = range(len(_NAMES))
+_SWITCHES = (
+    Overlap.MAIN_HEADER,
+    Overlap.ACTIVE_L1,
+    Overlap.REFCOUNT_TABLE,
+    Overlap.SNAPSHOT_TABLE,
+    Overlap.BITMAP_DIRECTORY,
+    Overlap.INACTIVE_L1,
+    Overlap.ACTIVE_L2,
+    Overlap.REFCOUNT_BLOCK,
+    None,
+    Overlap.INACTIVE_L2,
+)
+"""What turns the check for each kind on; there is none for the encryption header, which is always looked out for."""
 
 
 class MetadataMap:
     """Clusters with metadata: those at the time of opening, and those added since.
 
-    Inactive L2 tables are not among them: only a snapshot refers to those, and their clusters have references.
+    Only what the image's runtime options ask for is among them, usually everything but inactive L2 tables: only a
+    snapshot refers to those, and their clusters have references.
     """
 
     def __init__(self, image: Qcow2Image, refcount_table: Column) -> None:
+        self._looked_for = image.runtime.overlap
         starts, ends, kinds = _ranges(image, refcount_table)
         order = np.argsort(starts, kind="stable")
         self._starts, self._ends, self._kinds = starts[order], ends[order], kinds[order]
@@ -59,8 +76,10 @@ class MetadataMap:
             return "metadata"
         return None
 
-    def add(self, run: Run) -> None:
+    def add(self, run: Run, kind: Overlap) -> None:
         """These clusters hold metadata from now on."""
+        if not kind & self._looked_for:
+            return
         for cluster in range(run.first, run.end):
             insort(self._added, cluster)
 
@@ -100,12 +119,25 @@ def _ranges(image: Qcow2Image, refcount_table: Column) -> tuple[Column, Column, 
         for offset, size, kind in fixed
         if size
     ]
+    starts, ends, kinds = [np.array(column, np.int64) for column in zip(*rows, strict=True)]
     l2 = image.l1 & np.uint64(layout.OFFSET_MASK)
     blocks = refcount_table & np.uint64(layout.REFCOUNT_TABLE_OFFSET_MASK)
-    starts, ends, kinds = [np.array(column, np.int64) for column in zip(*rows, strict=True)]
-    for offsets, kind in ((l2, _L2), (blocks, _BLOCK)):
+    for offsets, kind in ((l2, _L2), (blocks, _BLOCK), (_inactive_l2(image, l2), _INACTIVE_L2)):
         clusters = (offsets[offsets != 0] >> np.uint64(bits)).astype(np.int64)
         starts = np.concatenate((starts, clusters))
         ends = np.concatenate((ends, clusters + 1))
         kinds = np.concatenate((kinds, np.full(len(clusters), kind, np.int64)))
-    return starts, ends, kinds
+    wanted = np.array([switch is None or bool(switch & image.runtime.overlap) for switch in _SWITCHES])[kinds]
+    return starts[wanted], ends[wanted], kinds[wanted]
+
+
+def _inactive_l2(image: Qcow2Image, active: Column) -> Column:
+    """Offsets of the L2 tables that only snapshots use, each once; none if nobody asks for them."""
+    found = np.zeros(0, np.uint64)
+    if image.runtime.overlap & Overlap.INACTIVE_L2:
+        from .snapshot_ops import snapshot_tables
+
+        for entry in image.snapshots:
+            offsets = snapshot_tables(image, entry).l1 & np.uint64(layout.OFFSET_MASK)
+            found = np.union1d(found, offsets)
+    return np.setdiff1d(found, active)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskwright.hookspecs import (
@@ -109,10 +109,12 @@ class Qcow2Driver:
         return AMEND_OPTIONS
 
     @hookimpl
-    def amend(self, image: Qcow2Image, values: Mapping[str, Any], force: bool) -> bool:
+    def amend(
+        self, image: Qcow2Image, values: Mapping[str, Any], force: bool, progress: Callable[[int, int], None]
+    ) -> bool:
         from .amend import amend
 
-        amend(image, values, force)
+        amend(image, values, force, progress)
         return True
 
     @hookimpl
@@ -191,5 +193,7 @@ class Qcow2Driver:
 
             return check(image)
         from .repair import repair as repair_image
+        from .switching import clear_autoclear
 
+        clear_autoclear(image)
         return repair_image(image, repair)

@@ -64,6 +64,7 @@ def pack_refcounts(counts: Column, order: int) -> bytes:
 class RefcountBlocks:
     """The refcount table and its blocks, of one image.
 
+    :param cache: bytes of unpacked blocks to keep in memory, the usual number if None.
     :ivar table: host offset of each refcount block in bytes, 0 where there is none.
     :ivar table_offset: where the table stands on disk, bytes.
     :ivar table_clusters: its size there.
@@ -71,7 +72,13 @@ class RefcountBlocks:
     :ivar block_entries: clusters that one block covers.
     """
 
-    def __init__(self, header: Header, reader: BoundedReader, write: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self,
+        header: Header,
+        reader: BoundedReader,
+        write: Callable[[int, bytes], None],
+        cache: int | None = None,
+    ) -> None:
         self.order = header.refcount_order
         self.cluster_bits = header.cluster_bits
         self.block_entries = header.refcount_block_entries
@@ -88,7 +95,7 @@ class RefcountBlocks:
         self._cache: OrderedDict[int, Column] = OrderedDict()
         self._dirty: set[int] = set()
         unpacked = self.block_entries * np.dtype(f"u{max(1, (1 << self.order) // 8)}").itemsize
-        self._capacity = max(MIN_CACHED_BLOCKS, CACHE_BYTES // unpacked)
+        self._capacity = max(MIN_CACHED_BLOCKS, (CACHE_BYTES if cache is None else cache) // unpacked)
 
     def block(self, index: int) -> Column | None:
         """The counts of a block, to be changed only by methods of this class; ``None`` where there is no block.

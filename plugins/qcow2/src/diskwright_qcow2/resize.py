@@ -18,7 +18,7 @@ from diskwright.node import SECTOR, Truncatable
 from . import layout
 from .bitmap_ops import resize_bitmaps
 from .create import extend
-from .hostspace import trim_file
+from .hostspace import Cause, trim_file
 from .l2 import stored
 from .placing import RangeWithinTable
 from .switching import switch_header
@@ -186,4 +186,4 @@ def _drop_part(image: Qcow2Image, part: RangeWithinTable) -> None:
     if table is None or not table[part.first : part.last].any():
         return
     nothing = np.zeros(part.last - part.first, np.uint64)
-    writer.replace(part, writer.own_table(part.l1_index), nothing, nothing)
+    writer.replace(part, writer.own_table(part.l1_index), nothing, nothing, Cause.ALWAYS)

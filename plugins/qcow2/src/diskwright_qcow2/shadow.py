@@ -8,6 +8,8 @@ bit, which version 2 does not have. See docs/design/0004-snapshots-switch-once.m
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from diskwright.errors import ImageError, InvalidImage
 
 from . import layout
 from .allocate import ClusterAllocator, Run
+from .hostspace import Cause, give_back
 from .layout import Autoclear
 from .order import Disk
 from .overlap import MetadataMap
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
 _SWITCHED = 24
 """The header fields from the disk size on are written at the switch; they are in one sector."""
-_AUTOCLEAR_FIELD = 88
 
 
 class ShadowBlocks(RefcountBlocks):
@@ -99,8 +101,9 @@ class ShadowBlocks(RefcountBlocks):
             room = np.uint64(self.maximum) - before.astype(np.uint64)
             if (room < (np.uint64(1) if times is None else more)).any():
                 raise ImageError(
-                    f"A cluster cannot have more than {self.maximum} references in an image with {1 << self.order} "
-                    "bits for each refcount"
+                    os.strerror(errno.EINVAL),
+                    hint=f"A cluster cannot have more than {self.maximum} references in an image with "
+                    f"{1 << self.order} bits for each refcount.",
                 )
             block[places] = before + np.asarray(more).astype(before.dtype)
             self._dirty.add(index)
@@ -169,12 +172,13 @@ class Shadow:
         self.image = image
         self.header = image.header
         self.disk = Disk(image.file)
-        self.blocks = ShadowBlocks(image.header, image.reader, self.disk.write)
+        self.blocks = ShadowBlocks(image.header, image.reader, self.disk.write, image.runtime.refcount_cache)
         metadata = MetadataMap(image, self.blocks.table)
         if overlap := metadata.overlap():
             raise image.reader.error(f"Image is corrupt: its {overlap} stands in the place of other metadata")
         self._metadata = metadata
         self._released: list[Column] = []
+        self._passed: list[Column] = []
         self.allocator = ClusterAllocator(self.blocks, self._guard)
 
     def _guard(self, run: Run) -> None:
@@ -200,7 +204,7 @@ class Shadow:
             done += run.length
         return offsets
 
-    def drop(self, clusters: Column) -> None:
+    def drop(self, clusters: Column, cause: Cause = Cause.OTHER) -> None:
         """The next state has one reference less to each of the clusters.
 
         Until the switch no count falls to zero, so that nothing of the present state is overwritten.
@@ -208,12 +212,14 @@ class Shadow:
         last = self.blocks.decrease(clusters)
         if len(last):
             self._released.append(last)
+            if cause in Cause.of(self.image.runtime):
+                self._passed.append(last)
 
-    def drop_range(self, offset: int, length: int) -> None:
+    def drop_range(self, offset: int, length: int, cause: Cause = Cause.OTHER) -> None:
         """The next state does not have a structure of so many bytes any more."""
         if length:
             bits = self.header.cluster_bits
-            self.drop(np.arange(offset >> bits, ((offset + length - 1) >> bits) + 1, dtype=np.int64))
+            self.drop(np.arange(offset >> bits, ((offset + length - 1) >> bits) + 1, dtype=np.int64), cause)
 
     def settle(self) -> None:
         """Find places for the refcount blocks that have changed, so that they need not stay in memory."""
@@ -268,11 +274,14 @@ class Shadow:
         stored = layout.HEADER.parse(self.image.reader.bytes(0, length, "header"))
         head: bytes = layout.HEADER.build({**stored, **fields})
         if self.header.version > 2:
-            head += self.image.reader.bytes(length, _AUTOCLEAR_FIELD - length, "header")
+            head += self.image.reader.bytes(length, layout.AUTOCLEAR_FIELD - length, "header")
             head += int(features).to_bytes(8, "big")
         self.disk.write(_SWITCHED, head[_SWITCHED:])
         self.disk.barrier()
         self.image.restart(autoclear_features=features, **fields)
+        if self._passed:
+            passed = np.unique(np.concatenate(self._passed))
+            give_back(self.disk.node, passed[self.blocks.counts(passed) == 0], self.header.cluster_bits)
 
 
 def require_changeable(image: Qcow2Image) -> None:

@@ -15,6 +15,7 @@ from diskwright.hookspecs import Snapshot
 from diskwright.node import Node, WritableImage
 
 from . import layout
+from .hostspace import Cause
 from .image import Qcow2Image
 from .l1_tree import L1Tree, flag, forget, share
 from .l2 import L2Tables, stored
@@ -82,7 +83,7 @@ def delete_snapshot(image: Qcow2Image, snapshot: Snapshot) -> None:
         tree = L1Tree(image, snapshot_tables(image, entry))
         shadow = Shadow(image)
         forget(shadow, tree)
-        shadow.drop_range(entry.l1_table_offset, entry.l1_size * layout.L1_ENTRY_SIZE)
+        shadow.drop_range(entry.l1_table_offset, entry.l1_size * layout.L1_ENTRY_SIZE, Cause.SNAPSHOT)
         l1 = flag(shadow, L1Tree(image, image.l2))
         changed = not np.array_equal(l1, image.l1)
         if changed:

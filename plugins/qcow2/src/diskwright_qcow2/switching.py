@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .layout import Autoclear
+from .layout import AUTOCLEAR_FIELD, Autoclear
 from .order import Disk
 
 if TYPE_CHECKING:
@@ -36,3 +36,13 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
         disk.write(first, new[first : last + 1])
         disk.barrier()
     image.restart(**fields)
+
+
+def clear_autoclear(image: Qcow2Image) -> None:
+    """Take back the autoclear bits that are not known here: whoever set them cannot rely on them any more."""
+    known = Autoclear(int(image.header.autoclear_features) & int(Autoclear.SUPPORTED))
+    if image.header.version > 2 and known != image.header.autoclear_features:
+        disk = Disk(image.file)
+        disk.write(AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
+        disk.barrier()
+        image.header = replace(image.header, autoclear_features=known)

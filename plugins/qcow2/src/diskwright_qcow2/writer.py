@@ -14,11 +14,13 @@ from diskwright.node import Placement
 from . import layout
 from .allocate import ClusterAllocator, Run
 from .encryption import refuse_compression
+from .hostspace import Cause
 from .layout import Autoclear, Incompatible
 from .order import Disk, WriteOrder
 from .overlap import MetadataMap
 from .placing import RangeWithinTable, head_length, tail_length, written_bitmaps
 from .refcount import Column, RefcountBlocks
+from .runtime import Overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +34,6 @@ _COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
 _ZERO = np.uint64(layout.OFLAG_ZERO)
 
 _INCOMPATIBLE_FIELD = 72
-_AUTOCLEAR_FIELD = 88
 
 
 class ImageWriter:
@@ -46,12 +47,13 @@ class ImageWriter:
         self._failure: InvalidImage | None = None
         self._packed = 0
         image.l2.require_distinct()
-        blocks = RefcountBlocks(image.header, image.reader, self.disk.write)
+        blocks = RefcountBlocks(image.header, image.reader, self.disk.write, image.runtime.refcount_cache)
         self.metadata = MetadataMap(image, blocks.table)
         if overlap := self.metadata.overlap():
             self._refuse(overlap)
-        self.allocator = ClusterAllocator(blocks, self._guard, self.metadata.add)
+        self.allocator = ClusterAllocator(blocks, self._guard, self._note_refcounts)
         self.order = WriteOrder(self.disk, image.l2, self.allocator, image.header.l1_table_offset, image.data_node)
+        self.order.passed = Cause.of(image.runtime)
         self._begin()
 
     def _begin(self) -> None:
@@ -61,11 +63,14 @@ class ImageWriter:
         if not self.image.bitmaps:
             known &= ~Autoclear.BITMAPS
         if known != self.header.autoclear_features:
-            self.disk.write(_AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
+            self.disk.write(layout.AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
             self.header = self.image.header = dataclasses.replace(self.header, autoclear_features=known)
             changed = True
         if changed:
             self.disk.barrier()
+
+    def _note_refcounts(self, run: Run) -> None:
+        self.metadata.add(run, Overlap.REFCOUNT_BLOCK | Overlap.REFCOUNT_TABLE)
 
     def _guard(self, run: Run) -> None:
         if conflict := self.metadata.conflict(run):
@@ -213,7 +218,7 @@ class ImageWriter:
             return table
         run = self.allocator.take(1)
         table = self.l2.empty() if table is None else table.copy()
-        self.metadata.add(run)
+        self.metadata.add(run, Overlap.ACTIVE_L2)
         bits = self.header.cluster_bits
         self.l2.l1[index] = run.first << bits | layout.OFLAG_COPIED
         self.order.l1_changed(index)
@@ -229,7 +234,7 @@ class ImageWriter:
         if table is None:
             return
         entries = table[:, 0] if self.header.extended_l2 else table
-        self._release(entries, np.zeros(len(entries), np.uint64))
+        self._release(entries, np.zeros(len(entries), np.uint64), Cause.ALWAYS)
         cluster = (int(self.l2.l1[index]) & layout.OFFSET_MASK) >> self.header.cluster_bits
         self.l2.l1[index] = 0
         self.l2.drop(index)
@@ -297,13 +302,20 @@ class ImageWriter:
         entries: Column = steps + np.uint64(host - part.start % size) | _COPIED
         return entries
 
-    def replace(self, part: RangeWithinTable, table: Table, entries: Column, bitmaps: Column) -> None:
+    def replace(
+        self,
+        part: RangeWithinTable,
+        table: Table,
+        entries: Column,
+        bitmaps: Column,
+        cause: Cause = Cause.OTHER,
+    ) -> None:
         """Put new entries in the place of those of a range, and drop what the old ones referred to."""
         old_entries, old_bitmaps = part.entries(table)
         changed = (old_entries != entries) | (old_bitmaps != bitmaps)
         if not changed.any():
             return
-        self._release(old_entries[changed], entries[changed])
+        self._release(old_entries[changed], entries[changed], cause)
         if self.header.extended_l2:
             table[part.first : part.last, 0] = entries
             table[part.first : part.last, 1] = bitmaps
@@ -311,7 +323,7 @@ class ImageWriter:
             table[part.first : part.last] = entries
         self.order.l2_changed(part.l1_index, table, (part.first, part.last))
 
-    def _release(self, old: Column, new: Column) -> None:
+    def _release(self, old: Column, new: Column, cause: Cause) -> None:
         """Drop the references of L2 entries that others replace."""
         if self.header.has_data_file:
             return
@@ -321,9 +333,9 @@ class ImageWriter:
         kept = (hosts == new & _OFFSET_MASK) & (new & _COMPRESSED == 0)
         plain = ~compressed & (hosts != 0) & ~kept
         if plain.any():
-            self.order.release((hosts[plain] >> bits).astype(np.int64))
+            self.order.release((hosts[plain] >> bits).astype(np.int64), cause)
         if compressed.any():
-            self.order.release(compressed_clusters(old[compressed], self.header.cluster_bits))
+            self.order.release(compressed_clusters(old[compressed], self.header.cluster_bits), cause)
 
 
 def compressed_clusters(entries: Column, cluster_bits: int) -> Column:

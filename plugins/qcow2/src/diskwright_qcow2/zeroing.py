@@ -10,6 +10,7 @@ from diskwright.errors import InvalidImage
 from diskwright.node import Writable, Zeroing
 
 from . import layout
+from .hostspace import Cause, give_back
 from .placing import RangeWithinTable
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _LITERAL = 1 << 20
 """Bytes of zeros written at once where they have to be written."""
+_COPIED = np.uint64(layout.OFLAG_COPIED)
 _COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
 _ZERO = np.uint64(layout.OFLAG_ZERO)
 _OFFSET_MASK = np.uint64(layout.OFFSET_MASK)
@@ -97,10 +99,16 @@ def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int,
         if table is None:
             table = image.l2.empty()
         old, old_bitmaps = part.entries(table)
-        new, bitmaps = _zeroed(image, old, old_bitmaps, unmap)
+        kept = unmap and image.runtime.keep_discarded
+        new, bitmaps = _zeroed(image, old, old_bitmaps, unmap and not kept)
         if (new != old).any() or (bitmaps != old_bitmaps).any():
-            writer.replace(part, writer.own_table(part.l1_index), new, bitmaps)
-            if writer.order.full:
+            writer.replace(part, writer.own_table(part.l1_index), new, bitmaps, Cause.REQUEST)
+            if kept and image.runtime.pass_request and not image.header.has_data_file:
+                # The clusters may be written again at any time: their space goes before that.
+                writer.flush()
+                clusters = np.unique((new & _OFFSET_MASK)[new & _COPIED != 0] >> np.uint64(image.header.cluster_bits))
+                give_back(image.file, clusters.astype(np.int64), image.header.cluster_bits)
+            elif writer.order.full:
                 writer.flush()
 
 
@@ -123,7 +131,7 @@ def _zeroed(image: Qcow2Image, old: Column, bitmaps: Column, unmap: bool) -> tup
     compressed = old & _COMPRESSED != 0
     placed = ~compressed & (old & _OFFSET_MASK != 0)
     if header.has_data_file:
-        placed |= old & np.uint64(layout.OFLAG_COPIED) != 0
+        placed |= old & _COPIED != 0
     # Without a backing file, what is not there reads as zeros.
     untouched = (old == 0) & (bitmaps == 0) if image.backing_file is None else np.zeros(len(old), bool)
     new = np.where(placed & (not unmap), old, np.uint64(0))
