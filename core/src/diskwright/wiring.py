@@ -196,7 +196,7 @@ class _Wiring:
             for role, value in list(_taken(tree, filters.call("child_roles", driver))):
                 node = self._node(value, below, protocol=protocol)
                 undo.callback(node.close)
-                if isinstance(node, Image) and request.backing:
+                if isinstance(node, Image):  # whatever a filter is opened for, it stands on a whole disk
                     attach_backing(self.context, node, below)
                 children[role] = node
             declared = filters.call("runtime_options", driver) if filters.has("runtime_options", driver) else ()
@@ -207,6 +207,7 @@ class _Wiring:
                 values=runtime_values(declared, {key: scalar_text(value) for key, value in values.items()}, unknown),
                 find_object=self.context.objects.get,
                 read_file=self._read_file,
+                find_node=self.named.__getitem__,
             )
             image: Image = filters.call("open", driver, children=children, options=options)
             undo.pop_all()
