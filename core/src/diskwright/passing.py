@@ -24,6 +24,7 @@ from .node import (
     WritableImage,
     Zeroing,
 )
+from .trees import JSON_PREFIX
 
 ZERO_CHUNK = 1 << 20
 """Bytes of zeros written at a time where the node below cannot make zeros by itself."""
@@ -182,6 +183,14 @@ def unfiltered(image: Image) -> Image:
     while isinstance(image, Passing) and isinstance(image.below, Image):
         image = image.below
     return image
+
+
+def naming_file(image: Image) -> str:
+    """The name that relative names in an image are relative to: its own, or that of the file below all filters."""
+    node: Node | None = image
+    while node is not None and node.filename.startswith(JSON_PREFIX):
+        node = node.below if isinstance(node, Passing) else node.children().get("file")
+    return image.filename if node is None else node.filename
 
 
 def io_error(action: str, number: int) -> NodeIOError:

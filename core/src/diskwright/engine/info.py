@@ -10,7 +10,7 @@ from ..errors import ImageError, InvalidImage, RefusedByPolicy
 from ..filenames import backing_filename
 from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
-from ..passing import Passing
+from ..passing import Passing, naming_file
 from ..trees import JSON_PREFIX
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeIn
     below = children[node.role]
     if node.driver == below.driver:
         return below
-    named = replace(below, filename=node.filename, driver=node.driver, size=node.size)
+    named = replace(below, filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
     return replace(named, backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
 
 
@@ -158,7 +158,7 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
         encrypted=image.encrypted,
         dirty=description.dirty,
         backing_file=image.backing_file,
-        backing_path=_backing_path(filename, image.backing_file),
+        backing_path=_backing_path(naming_file(image) if named_by_tree else filename, image.backing_file),
         backing_format=image.backing_format,
         snapshots=snapshots,
         specific=description.specific,
