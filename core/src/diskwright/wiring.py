@@ -194,7 +194,8 @@ class _Wiring:
         children: dict[str, Node] = {}
         with ExitStack() as undo:
             for role, value in list(_taken(tree, filters.call("child_roles", driver))):
-                node = self._node(value, below, protocol=protocol)
+                # As QEMU has it: what a filter's ``file`` names by nothing but a file name is that file, not an image.
+                node = self._node(value, below, protocol=protocol or role == "file")
                 undo.callback(node.close)
                 if isinstance(node, Image):  # whatever a filter is opened for, it stands on a whole disk
                     attach_backing(self.context, node, below)

@@ -146,7 +146,6 @@ class TestCommands:
         "driver=preallocate,prealloc-align=100,file.driver=file,file.filename=disk.raw",
         "driver=preallocate,prealloc-align=0,prealloc-size=0,file.driver=file,file.filename=disk.raw",
         "driver=preallocate,foo=1,file.driver=file,file.filename=disk.raw",
-        "driver=preallocate,file.filename=top.qcow2",
         "driver=qcow2,file.driver=preallocate,file.file.filename=top.qcow2",
         "driver=qcow2,file.driver=throttle,file.throttle-group=tg,file.file.driver=file,file.file.filename=top.qcow2",
         "driver=throttle,throttle-group=tg,file.driver=preallocate,file.file.driver=qcow2,file.file.file.filename=top.qcow2",
@@ -155,6 +154,11 @@ class TestCommands:
 def test_names_and_refusals(pair: Pair, tree: str) -> None:
     pair.run("info", *GROUP, "--image-opts", tree)
     pair.run("map", "--output=json", *GROUP, "--image-opts", tree)
+
+
+@pytest.mark.parametrize("tree", ["driver=preallocate,", "driver=throttle,throttle-group=tg,"])
+def test_a_file_name_alone_is_no_image(pair: Pair, tree: str) -> None:
+    assert "protocol type: file" in pair.run("info", *GROUP, "--image-opts", f"{tree}file.filename=top.qcow2")
 
 
 @pytest.mark.parametrize(
