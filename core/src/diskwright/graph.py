@@ -12,6 +12,7 @@ from .filenames import FileName, backing_filename, local_filename, parse_filenam
 from .hookspecs import PROBE_LENGTH, OpenOptions
 from .node import Image, Lockable, Node, Permission
 from .options import Option, runtime_values
+from .passing import naming_file
 from .trees import JSON_PREFIX, OptionString, tree_from_json, tree_from_options
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
             continue
         if layer.backing_file is None:
             return
-        name = backing_filename(layer.filename, layer.backing_file)
+        name = backing_filename(naming_file(layer), layer.backing_file)
         # An overlay cannot bear that anyone changes what is below it, whatever its format.
         below = replace(request, writable=depth in request.writable_depths, exclusive=True, options=None)
         try:

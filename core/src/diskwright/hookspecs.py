@@ -539,12 +539,14 @@ class FilterOptions:
     :ivar find_object: ``find_object(type, id)`` is an object that the user defined; raises :class:`LookupError` without
         one of that type with that id.
     :ivar read_file: ``read_file(path)`` is the content of a small file that an option names.
+    :ivar find_node: ``find_node(name)`` is a node below that the user has named so; raises :class:`LookupError`.
     """
 
     writable: bool
     values: Mapping[str, Any]
     find_object: Callable[[str, str], Any]
     read_file: Callable[[str], bytes]
+    find_node: Callable[[str], Node]
 
 
 class FilterSpecs(Protocol):

@@ -309,9 +309,7 @@ class WritableImage(Image):
     def write_at(self, offset: int, data: Bytes) -> None:
         """Write guest bytes of any alignment. One write after the other: for parallel writes see ``engine.write``."""
         view = memoryview(data).cast("B")
-        if self.detect_zeroes != "off" and isinstance(self, Zeroing) and not any(view):
-            with self.lock:
-                self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap")
+        if self.store_zeros(offset, view):
             return
         with self.lock:
             placements = self.allocate(offset, len(view))
@@ -319,6 +317,17 @@ class WritableImage(Image):
                 start = placement.offset - offset
                 write_placed(self, placement, view[start : start + placement.length])
             self.link(placements)
+
+    def store_zeros(self, offset: int, view: memoryview) -> bool:
+        """If zeros are looked for and these bytes are nothing else, store them as such.
+
+        :returns: whether that is done.
+        """
+        if self.detect_zeroes == "off" or not isinstance(self, Zeroing) or any(view):
+            return False
+        with self.lock:
+            self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap")
+        return True
 
 
 def write_placed(image: Image, placement: Placement, data: memoryview) -> None:
@@ -392,3 +401,13 @@ class Compressing(Protocol):
 
     def write_compressed(self, offset: int, blob: bytes) -> None:
         """Store and link the compressed cluster at guest ``offset``; called in guest order."""
+
+
+@runtime_checkable
+class AlwaysCompressing(Protocol):
+    """A disk that compresses whatever is written to it.
+
+    :ivar compressor: the image that it stores the clusters in, which is :class:`Compressing`.
+    """
+
+    compressor: WritableImage

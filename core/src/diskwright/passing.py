@@ -24,6 +24,7 @@ from .node import (
     WritableImage,
     Zeroing,
 )
+from .trees import JSON_PREFIX
 
 ZERO_CHUNK = 1 << 20
 """Bytes of zeros written at a time where the node below cannot make zeros by itself."""
@@ -48,7 +49,7 @@ class Passing(WritableImage):
         self.read_only = not writable
         self.filename = below.filename
         if isinstance(below, Image):
-            self.backing = below.backing
+            self.backing = _seen_through(self, below) if self.watches_reads else below.backing
             self.cluster_size = below.cluster_size
             self.encrypted = below.encrypted
 
@@ -93,6 +94,8 @@ class Passing(WritableImage):
 
     def write_at(self, offset: int, data: Bytes) -> None:
         """To the node below."""
+        if self.store_zeros(offset, memoryview(data).cast("B")):
+            return
         if not isinstance(self.below, Writable):
             raise UnsupportedOperation(f"Format driver '{self.below.driver}' does not support writing")
         self.below.write_at(offset, data)
@@ -140,6 +143,54 @@ class Passing(WritableImage):
 
     def release(self) -> None:
         self.below.close()
+
+
+class _Layer(Passing):
+    """A layer that a filter stands above: what it has is read through the filter, which gives the same there.
+
+    :param through: the filter.
+    :param backing: the layer below, seen in the same way.
+    """
+
+    def __init__(self, layer: Image, through: Passing, backing: Node | None) -> None:
+        super().__init__(layer)
+        self.through = through
+        self.backing = backing
+        self.watches_reads = True
+        self.bind(layer.driver, None)
+
+    def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        self.through.read_into(offset, buffer)
+
+
+def _seen_through(filter: Passing, top: Image) -> Node | None:
+    """The layers below the one that a filter stands on, read through the filter."""
+    layers: list[Image] = []
+    layer = top.backing
+    while isinstance(layer, Image):
+        layers.append(layer)
+        layer = layer.backing
+    for image in reversed(layers):
+        layer = _Layer(image, filter, layer)
+    return layer
+
+
+def unfiltered(image: Image) -> Image:
+    """The image that filters stand on: whoever changes or asks for what only a format has goes by this.
+
+    A disk that is made of a protocol's node is the lowest filter above that node.
+    """
+    while isinstance(image, Passing) and isinstance(image.below, Image):
+        image = image.below
+    return image
+
+
+def naming_file(image: Image) -> str:
+    """The name that relative names in an image are relative to: its own, or that of the file below all filters."""
+    node: Node | None = image
+    while node is not None and node.filename.startswith(JSON_PREFIX):
+        node = node.below if isinstance(node, Passing) else node.children().get("file")
+    return image.filename if node is None else node.filename
 
 
 def io_error(action: str, number: int) -> NodeIOError:

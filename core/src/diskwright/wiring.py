@@ -214,9 +214,10 @@ class _Wiring:
         children: dict[str, Node] = {}
         with ExitStack() as undo:
             for role, value in list(_taken(tree, filters.call("child_roles", driver))):
-                node = self._node(value, below, protocol=protocol)
+                # As QEMU has it: what a filter's ``file`` names by nothing but a file name is that file, not an image.
+                node = self._node(value, below, protocol=protocol or role == "file")
                 undo.callback(node.close)
-                if isinstance(node, Image) and request.backing:
+                if isinstance(node, Image):  # whatever a filter is opened for, it stands on a whole disk
                     attach_backing(self.context, node, below)
                 children[role] = node
             declared = filters.call("runtime_options", driver) if filters.has("runtime_options", driver) else ()
@@ -227,6 +228,7 @@ class _Wiring:
                 values=runtime_values(declared, {key: scalar_text(value) for key, value in values.items()}, unknown),
                 find_object=self.context.objects.get,
                 read_file=self._read_file,
+                find_node=self.named.__getitem__,
             )
             image: Image = filters.call("open", driver, children=children, options=options)
             undo.pop_all()

@@ -129,7 +129,8 @@ def _with_holes(table: ExtentTable) -> ExtentTable:
     """The table with sparse data cut up into data and holes, as the nodes that hold the data know them."""
     import numpy as np
 
-    sparse = (table.rows["kind"] == Kind.DATA) & (table.rows["flags"] & Flag.SPARSE != 0)
+    stored = (table.rows["kind"] == Kind.DATA) | (table.rows["kind"] == Kind.ENCODED)
+    sparse = stored & (table.rows["flags"] & Flag.SPARSE != 0) & (table.rows["node_offset"] != NO_OFFSET)
     if not sparse.any():
         return table
     pieces: list[Column] = []
@@ -155,7 +156,7 @@ def _holes_of_row(row: Any, nodes: tuple[Node | None, ...]) -> Column:
     rows["offset"] += inner["offset"] - start
     rows["node_offset"] = inner["offset"]
     rows["length"] = inner["length"]
-    rows["kind"] = np.where(inner["kind"] == Kind.ZERO, Kind.ZERO, Kind.DATA)
+    rows["kind"] = np.where(inner["kind"] == Kind.ZERO, Kind.ZERO, row["kind"])
     return rows
 
 

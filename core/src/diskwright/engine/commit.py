@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import ImageError, UnsupportedOperation
 from ..node import Image, Node, WritableImage
+from ..passing import unfiltered
 from .chain import layers
 from .copy import CopyOptions, Progress, copy, no_progress
+from .resize import set_size
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -47,10 +49,11 @@ def commit(context: Context, request: CommitRequest, progress: Progress = no_pro
         request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}
     ) as top:
         base = layers(top)[depth]
+        base = unfiltered(base) if isinstance(base, Image) else base
         if not isinstance(base, WritableImage):
             raise UnsupportedOperation(f"Format driver '{base.driver}' does not support writing")
         if base.size < top.size:
-            context.formats.call("resize", base.driver, image=base, size=top.size, preallocation="off")
+            set_size(context, base, top.size)
         copy([top], base, CopyOptions(target_is_zero=False, depth_limit=depth, rate=request.rate), progress)
         base.flush()
         # With layers between top and base, an emptied top would show their data again where the top had newer.

@@ -9,7 +9,6 @@ luck; the data itself is written side by side.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,18 @@ from typing import NamedTuple, TypeAlias
 
 from ..errors import ImageError, NodeIOError, UnsupportedOperation
 from ..extent import Extent, Kind
-from ..node import SECTOR, Compressing, Image, Node, WritableImage, Zeroing, read_extent, write_placed
+from ..node import (
+    SECTOR,
+    AlwaysCompressing,
+    Compressing,
+    Image,
+    Node,
+    WritableImage,
+    Zeroing,
+    read_extent,
+    write_placed,
+)
+from ..waiting import pause
 from .chain import layers, resolve
 from .offload import copy_extent
 from .pool import Turnstile, Workers, worker_count
@@ -175,6 +185,10 @@ class _Copy:
     ) -> None:
         self.target = target
         self.options = options
+        # Where the target compresses whatever it is sent, it is done here, in parallel and stored in guest order.
+        self.compressor: WritableImage | None = target if options.compress else None
+        if isinstance(target, AlwaysCompressing):
+            self.compressor = target.compressor
         self.explicit = not options.target_is_zero or options.depth_limit is not None or options.backing_size > 0
         cluster = target.cluster_size
         self.cell = max(CELL, cluster or 0)
@@ -239,8 +253,8 @@ class _Copy:
         data, zeros = self._sort_out(wanted, view)
         self._wait_for_turn(sum(last - first for first, last in data))
         with _failing("writing", start):
-            if self.options.compress:
-                self._write_compressed(task.number, cell_start, data, buffer, len(view))
+            if self.compressor is not None:
+                self._write_compressed(self.compressor, task.number, cell_start, data, buffer, len(view))
             else:
                 self._write(task.number, cell_start, data, view)
             for first, last in zeros:
@@ -274,12 +288,8 @@ class _Copy:
 
     def _wait_for_turn(self, count: int) -> None:
         """Keep to the rate; what another worker fails at, or a signal, ends the waiting."""
-        delay = self.rate.delay(count) if self.rate else 0.0
-        while delay > 0:
-            self.workers.check()
-            pause = min(delay, 0.5)
-            time.sleep(pause)
-            delay -= pause
+        if self.rate:
+            pause(self.rate.delay(count))
 
     def _read(self, pieces: list[Piece], cell_start: int, view: memoryview) -> None:
         """Fill a cell's buffer; where no piece is, with zeros."""
@@ -356,10 +366,9 @@ class _Copy:
                 target.link(placements)
 
     def _write_compressed(
-        self, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int
+        self, target: WritableImage, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int
     ) -> None:
         """Compress each cluster with data and store them in guest order; what does not shrink is stored plain."""
-        target = self.target
         if not isinstance(target, Compressing):
             raise UnsupportedOperation("Compression not supported for this file format")
         cluster = target.cluster_size or self.cell

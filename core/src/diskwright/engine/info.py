@@ -10,7 +10,7 @@ from ..errors import ImageError, InvalidImage
 from ..filenames import backing_filename
 from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
-from ..passing import Passing
+from ..passing import Passing, naming_file
 from ..trees import JSON_PREFIX
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_CHAIN = 1000
 """Most layers of a chain that are described."""
+MAX_NESTED = 100
+"""Most of those that are described one inside the other."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def inspect_chain(
 
 def describe_node(context: Context, node: Node) -> NodeInfo:
     """Describe a node that is open, and those it stands on."""
-    children = {role: describe_node(context, child) for role, child in node.children().items()}
+    describe = _describe_below_filter if context.filters.knows(node.driver) else describe_node
+    children = {role: describe(context, child) for role, child in node.children().items()}
     if isinstance(node, Passing) and not context.formats.knows(node.driver):
         return _describe_passing(node, children)
     if isinstance(node, Image):
@@ -116,8 +119,22 @@ def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeIn
     below = children[node.role]
     if node.driver == below.driver:
         return below
-    named = replace(below, filename=node.filename, driver=node.driver, size=node.size)
-    return replace(named, specific=None, snapshots=(), children=children)
+    named = replace(below, filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
+    return replace(named, backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
+
+
+def _describe_below_filter(context: Context, node: Node) -> NodeInfo:
+    """Describe a node and its backing layers, each as a child of the one above: a filter opens all of them."""
+    layers = [node]
+    while isinstance(layers[-1], Image) and not isinstance(layers[-1], Passing) and layers[-1].backing is not None:
+        layers.append(layers[-1].backing)
+    if len(layers) > MAX_NESTED:
+        raise InvalidImage(f"The backing chain below a filter has more than {MAX_NESTED} layers")
+    described = describe_node(context, layers.pop())
+    while layers:
+        upper = describe_node(context, layers.pop())
+        described = replace(upper, children={"backing": described, **upper.children})
+    return described
 
 
 def _describe_image(context: Context, image: Image, children: Mapping[str, NodeInfo]) -> NodeInfo:
@@ -141,7 +158,7 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
         encrypted=image.encrypted,
         dirty=description.dirty,
         backing_file=image.backing_file,
-        backing_path=_backing_path(filename, image.backing_file),
+        backing_path=_backing_path(naming_file(image) if named_by_tree else filename, image.backing_file),
         backing_format=image.backing_format,
         snapshots=snapshots,
         specific=description.specific,

@@ -56,7 +56,9 @@ def states(table: ExtentTable) -> Column:
     sparse = (kinds == Kind.ZERO) & (rows["flags"] & Flag.SPARSE != 0)
     found[sparse] |= np.uint8(State.DATA)
     found[(kinds == Kind.ENCODED) & (rows["flags"] & Flag.COMPRESSED != 0)] |= np.uint8(State.COMPRESSED)
-    placed = (kinds != Kind.ENCODED) & (rows["node_offset"] != NO_OFFSET)
+    # What a filter watches stands verbatim all the same, other than what is compressed or encrypted.
+    verbatim = (kinds != Kind.ENCODED) | (rows["flags"] & (Flag.COMPRESSED | Flag.ENCRYPTED) == 0)
+    placed = verbatim & (rows["node_offset"] != NO_OFFSET)
     found[placed] |= np.uint8(State.PLACED)
     return found
 

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..waiting import interrupted_by
+
 _ADDRESS_SPACE_OF_THE_REST = 512 << 20
 _ADDRESS_SPACE_PER_THREAD = 96 << 20
 _STACK = 1 << 20
@@ -66,7 +68,8 @@ class Workers:
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
-            loop()
+            with interrupted_by(self.check):
+                loop()
         except Stopped:
             pass
         except BaseException as failure:

@@ -11,6 +11,7 @@ from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import ExtentTable, Kind
 from ..filenames import backing_filename
 from ..node import Compressing, Image, WritableImage
+from ..passing import unfiltered
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress, write_zeroes
 from .ranges import Range, aligned, cut, intersection, union
@@ -55,7 +56,8 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
     with context.open(
         request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache
     ) as top:
-        if not context.formats.has("set_backing", top.driver):
+        disk = unfiltered(top)
+        if not context.formats.has("set_backing", disk.driver):
             raise ImageError(f"Could not change the backing file to '{request.backing_file}': Operation not supported")
         if not request.unsafe:
             _keep_content(context, top, request, progress)
@@ -63,8 +65,8 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
         try:
             context.formats.call(
                 "set_backing",
-                top.driver,
-                image=top,
+                disk.driver,
+                image=disk,
                 backing_file=request.backing_file or None,
                 backing_format=request.backing_format if request.backing_file else None,
             )
@@ -91,7 +93,10 @@ def _keep_content(context: Context, top: Image, request: RebaseRequest, progress
     if not request.backing_file:
         _write_differences(top, None, None, request, progress)
         return
-    name = backing_filename(top.filename, request.backing_file)
+    try:
+        name = backing_filename(top.filename, request.backing_file)
+    except InvalidOption as error:
+        raise error.in_context("Could not resolve backing filename") from error
     try:
         new = context.open(name, request.backing_format, force_share=request.force_share, cache=request.backing_cache)
     except ImageError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnsupportedOperation
 from ..node import SECTOR, Image
+from ..passing import Passing, unfiltered
 from ..sizes import MAX_INT64
 
 if TYPE_CHECKING:
@@ -51,10 +52,22 @@ def resize(context: Context, request: ResizeRequest) -> None:
             raise InvalidOption("Preallocation can only be used for growing images")
         if size < image.size and not request.shrink:
             raise ShrinkRefused("Use the --shrink option to perform a shrink operation.")
-        if not context.formats.has("resize", image.driver):
-            raise UnsupportedOperation("Image format driver does not support resize")
-        context.formats.call("resize", image.driver, image=image, size=size, preallocation=request.preallocation)
+        set_size(context, image, size, request.preallocation)
         image.flush()
+
+
+def set_size(context: Context, image: Image, size: int, preallocation: str = "off") -> None:
+    """Give an open image, or the one below the filters, another size in bytes.
+
+    :raises UnsupportedOperation: its format cannot.
+    """
+    disk = unfiltered(image)
+    if context.formats.has("resize", disk.driver):
+        context.formats.call("resize", disk.driver, image=disk, size=size, preallocation=preallocation)
+    elif isinstance(disk, Passing):
+        disk.truncate(size, preallocation)
+    else:
+        raise UnsupportedOperation("Image format driver does not support resize")
 
 
 def new_size(image: Image, request: ResizeRequest) -> int:

@@ -10,6 +10,7 @@ from ..errors import ImageError, InvalidOption, UnsupportedOperation
 from ..hookspecs import Snapshot
 from ..node import Image
 from ..options import option_values
+from ..passing import unfiltered
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -19,6 +20,7 @@ _ID, _NAME = "snapshot.id", "snapshot.name"
 
 def listed(context: Context, image: Image) -> Sequence[Snapshot]:
     """The internal snapshots of an image; none if its format has no snapshots."""
+    image = unfiltered(image)
     if not context.formats.has("snapshot_list", image.driver):
         return ()
     found: Sequence[Snapshot] = context.formats.call("snapshot_list", image.driver, image=image)
@@ -77,6 +79,7 @@ def create(context: Context, image: Image, name: str) -> None:
     :raises ImageError: it cannot be done; nothing has changed.
     """
     with _failing(f"Could not create snapshot '{name}'"):
+        image = unfiltered(image)
         if not context.formats.has("snapshot_create", image.driver):
             raise UnsupportedOperation("Operation not supported")
         context.formats.call("snapshot_create", image.driver, image=image, name=name)
@@ -90,6 +93,7 @@ def apply(context: Context, image: Image, text: str) -> None:
     :raises ImageError: it cannot be done; nothing has changed.
     """
     with _failing(f"Could not apply snapshot '{text}'"):
+        image = unfiltered(image)
         if not context.formats.has("snapshot_apply", image.driver):
             raise UnsupportedOperation("Block driver does not support snapshots")
         snapshot = find_either(listed(context, image), text)
@@ -105,6 +109,7 @@ def delete(context: Context, image: Image, name: str) -> None:
     :raises ImageError: it cannot be done; nothing has changed.
     """
     with _failing(f"Could not delete snapshot '{name}'"):
+        image = unfiltered(image)
         snapshot = find(listed(context, image), name=name)
         if snapshot is None:
             raise ImageError("snapshot not found")

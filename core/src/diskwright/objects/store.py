@@ -10,6 +10,8 @@ from ..errors import ImageError, InvalidOption
 from ..options import split_option_string
 from ..trees import flat, scalar_text
 from .secret import OPTIONS, make_secret
+from .throttle import OPTIONS as THROTTLE_OPTIONS
+from .throttle import make_throttle_group
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 
@@ -18,10 +20,12 @@ class Kind(NamedTuple):
     """A type of objects.
 
     :ivar options: what a definition may hold besides type and id.
+    :ivar type: of all values, as messages about JSON call it: ``string`` or ``integer``.
     :ivar make: makes an object of these options, given as text; it may ask for the content of a secret.
     """
 
     options: Collection[str]
+    type: str
     make: Callable[[Mapping[str, str], Callable[[str], bytes]], Any]
 
 
@@ -30,8 +34,9 @@ def _make_nothing(values: Mapping[str, str], lookup: Callable[[str], bytes]) -> 
 
 
 KINDS: Mapping[str, Kind] = {
-    "main-loop": Kind(("aio-max-batch", "thread-pool-min", "thread-pool-max"), _make_nothing),
-    "secret": Kind(OPTIONS, make_secret),
+    "main-loop": Kind(("aio-max-batch", "thread-pool-min", "thread-pool-max"), "integer", _make_nothing),
+    "secret": Kind(OPTIONS, "string", make_secret),
+    "throttle-group": Kind(THROTTLE_OPTIONS, "integer", make_throttle_group),
 }
 """The types of objects by name."""
 
@@ -96,7 +101,9 @@ def _from_options(text: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for name, value in (first, *rest):
         if name in _known(values.get("qom-type", "secret")):
-            values[name] = "on" if value is None else value
+            if value is None:
+                raise InvalidOption(f"Expected '=' after parameter '{name}'")
+            values[name] = value
         elif "data" in values:
             # Perhaps the rest of a password with a comma in it: not to be shown.
             raise InvalidOption(
@@ -120,11 +127,14 @@ def _from_json(text: str) -> dict[str, str]:
     except (ValueError, RecursionError):
         raise InvalidOption("JSON parse error in the definition of an object") from None
     kind = values.get("qom-type")
-    if kind == "secret":
-        for name, value in values.items():
-            if name in _known(kind) and not isinstance(value, str):
-                raise InvalidOption(f"Invalid parameter type for '{name}', expected: string")
-    texts = {name: scalar_text(value) for name, value in flat(values).items()}
+    found = flat(values)
+    if kind in KINDS:
+        expected = KINDS[kind].type
+        for name, value in found.items():
+            # No bool, which is an int of a kind.
+            if name in KINDS[kind].options and type(value) is not (str if expected == "string" else int):
+                raise InvalidOption(f"Invalid parameter type for '{name}', expected: {expected}")
+    texts = {name: scalar_text(value) for name, value in found.items()}
     if kind in KINDS:
         for name in texts:
             if name not in _known(kind):
