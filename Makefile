@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # A directory with a pyproject.toml is a distribution of its own.
-PACKAGES := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/protocols/*/pyproject.toml plugins/*/pyproject.toml))
+PACKAGES := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/protocols/*/pyproject.toml plugins/filters/*/pyproject.toml plugins/*/pyproject.toml))
 SOURCES := $(addsuffix /src,$(PACKAGES))
 TOOLS := hatchling editables pytest pytest-timeout pytest-xdist hypothesis mypy ruff
 JOBS ?= auto

@@ -52,6 +52,7 @@ class BoundedReader:
     def bytes(self, offset: int, length: int, name: str, *, limit: int | None = None) -> bytes:
         """Exactly ``length`` bytes at ``offset``."""
         self.require(offset, length, name, limit=limit)
+        self.node.note_event("none")
         return self.node.read_at(offset, length)
 
     def structure(self, declaration: Structure, offset: int, name: str) -> Any:

@@ -69,6 +69,8 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
     :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
     """
     seen: set[Hashable] = {top.identity()}
+    from .passing import place_name
+
     layer = top
     for depth in range(1, MAX_CHAIN):
         if isinstance(layer.backing, Image):  # the caller has named it
@@ -77,7 +79,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
             continue
         if layer.backing_file is None:
             return
-        name = backing_filename(layer.filename, layer.backing_file)
+        name = backing_filename(place_name(layer), layer.backing_file)
         # An overlay cannot bear that anyone changes what is below it, whatever its format.
         below = replace(request, writable=depth in request.writable_depths, exclusive=True, options=None)
         try:
@@ -186,6 +188,7 @@ def probe(context: Context, node: Node) -> str:
 
 
 def _head(node: Node) -> bytes:
+    node.note_event("none")
     return node.read_at(0, min(PROBE_LENGTH, node.size))
 
 

@@ -119,6 +119,12 @@ class Node(ABC):
         :raises OSError: it might not.
         """
 
+    def note_event(self, name: str) -> None:
+        """The driver above tells that its next request is about its metadata; of interest to error injection only.
+
+        :param name: the step it is at, as blkdebug's rules name them; ``none`` for any other.
+        """
+
     def release(self) -> None:
         """Let go of what this node holds, children included; what a driver overrides. Called at most once.
 

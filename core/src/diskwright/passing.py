@@ -36,10 +36,12 @@ class Passing(WritableImage):
     :ivar role: what that node is to this one.
     :ivar watches_reads: whether data must be read through this node, not from where it stands.
     :ivar plain_name: a name other than ``json:`` by which the node can be opened again, ``None`` without one.
+    :ivar said_by_name: the options that this name tells too.
     """
 
     watches_reads = False
     plain_name: str | None = None
+    said_by_name: frozenset[str] = frozenset()
 
     def __init__(self, below: Node, *, role: str = "file", writable: bool = False) -> None:
         super().__init__()
@@ -140,6 +142,16 @@ class Passing(WritableImage):
 
     def release(self) -> None:
         self.below.close()
+
+
+def place_name(image: Image) -> str:
+    """The name that relative names in an image are relative to: that of its file, below any filters."""
+    node: Node = image.file
+    if not isinstance(node, Passing):
+        return image.filename
+    while isinstance(node, Passing):
+        node = node.below
+    return node.filename
 
 
 def io_error(action: str, number: int) -> NodeIOError:

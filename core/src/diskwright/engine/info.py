@@ -10,7 +10,7 @@ from ..errors import ImageError, InvalidImage, RefusedByPolicy
 from ..filenames import backing_filename
 from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
-from ..passing import Passing
+from ..passing import Passing, place_name
 from ..trees import JSON_PREFIX
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
     """Describe a node that is open, and those it stands on."""
     children = {role: describe_node(context, child) for role, child in node.children().items()}
     if isinstance(node, Passing) and not context.formats.knows(node.driver):
+        if not context.filters.knows(node.driver):  # a protocol's node as a disk
+            return children[node.role]
         return _describe_passing(node, children)
     if isinstance(node, Image):
         return _describe_image(context, node, children)
@@ -112,12 +114,11 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
 
 
 def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeInfo:
-    """A filter says of the disk what the one below says of it; what is a protocol's node is described as that."""
+    """A filter says of the disk what the one below says of it."""
     below = children[node.role]
-    if node.driver == below.driver:
-        return below
-    named = replace(below, filename=node.filename, driver=node.driver, size=node.size)
-    return replace(named, specific=None, snapshots=(), children=children)
+    named = replace(below, filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
+    named = replace(named, cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
+    return replace(named, specific=None, children=children)
 
 
 def _describe_image(context: Context, image: Image, children: Mapping[str, NodeInfo]) -> NodeInfo:
@@ -130,7 +131,8 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
     if formats.has("snapshot_list", image.driver):
         snapshots = formats.call("snapshot_list", image.driver, image=image)
     # A file may have been named with a protocol prefix; people and relative backing names want the path.
-    named_by_tree = isinstance(image.file, Image) or image.filename.startswith(JSON_PREFIX)
+    filtered = isinstance(image.file, Passing)
+    named_by_tree = (isinstance(image.file, Image) and not filtered) or image.filename.startswith(JSON_PREFIX)
     filename = image.filename if named_by_tree else image.file.filename
     return NodeInfo(
         filename=filename,
@@ -141,7 +143,7 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
         encrypted=image.encrypted,
         dirty=description.dirty,
         backing_file=image.backing_file,
-        backing_path=_backing_path(filename, image.backing_file),
+        backing_path=_backing_path(place_name(image) if filtered else filename, image.backing_file),
         backing_format=image.backing_format,
         snapshots=snapshots,
         specific=description.specific,

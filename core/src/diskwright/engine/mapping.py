@@ -56,7 +56,8 @@ def states(table: ExtentTable) -> Column:
     sparse = (kinds == Kind.ZERO) & (rows["flags"] & Flag.SPARSE != 0)
     found[sparse] |= np.uint8(State.DATA)
     found[(kinds == Kind.ENCODED) & (rows["flags"] & Flag.COMPRESSED != 0)] |= np.uint8(State.COMPRESSED)
-    placed = ((kinds == Kind.DATA) | (kinds == Kind.ZERO)) & (rows["node_offset"] != NO_OFFSET)
+    plain = (kinds == Kind.ENCODED) & (rows["flags"] & (Flag.COMPRESSED | Flag.ENCRYPTED) == 0)  # a filter watches it
+    placed = ((kinds == Kind.DATA) | (kinds == Kind.ZERO) | plain) & (rows["node_offset"] != NO_OFFSET)
     found[placed] |= np.uint8(State.PLACED)
     return found
 
