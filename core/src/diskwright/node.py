@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
-from .errors import InvalidImage
+from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
 
 Buffer: TypeAlias = bytearray | memoryview
@@ -140,8 +140,12 @@ class Node(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except (OSError, ImageError):
+            if error is None:  # what failed first is what the user has to know
+                raise
 
 
 @runtime_checkable

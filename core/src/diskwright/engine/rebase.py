@@ -11,6 +11,7 @@ from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import ExtentTable, Kind
 from ..filenames import backing_filename
 from ..node import Compressing, Image, WritableImage
+from ..passing import place_name
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress, write_zeroes
 from .ranges import Range, aligned, cut, intersection, union
@@ -91,7 +92,7 @@ def _keep_content(context: Context, top: Image, request: RebaseRequest, progress
     if not request.backing_file:
         _write_differences(top, None, None, request, progress)
         return
-    name = backing_filename(top.filename, request.backing_file)
+    name = backing_filename(place_name(top), request.backing_file)
     try:
         new = context.open(name, request.backing_format, force_share=request.force_share, cache=request.backing_cache)
     except ImageError as error:
