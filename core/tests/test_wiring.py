@@ -108,7 +108,10 @@ class TestFilters:
     ("name", "message"),
     [
         ("driver=spy,level=3", 'A block device must be specified for "file"'),
-        ("driver=spy,depth=3,file.driver=layer,file.file.filename=x", "Block format 'spy' does not support the option"),
+        (
+            "driver=spy,depth=3,file.driver=layer,file.file.filename=x",
+            "Block protocol 'spy' doesn't support the option",
+        ),
         ("driver=nothing,file.filename=x", "Unknown driver 'nothing'"),
         ("driver=layer,file.filename=x,file.foo=1", "Block protocol 'file' doesn't support the option 'foo'"),
         ("driver=layer,node-name=a,file.filename=x,file.node-name=a", "Duplicate nodes with node-name='a'"),

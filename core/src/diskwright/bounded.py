@@ -56,6 +56,7 @@ class BoundedReader:
             self.node.metadata_budget -= length
             if self.node.metadata_budget < 0:
                 raise RefusedByPolicy(f"'{self.node.filename}' has more metadata than the policy allows to read")
+        self.node.note_event("none")
         return self.node.read_at(offset, length)
 
     def structure(self, declaration: Structure, offset: int, name: str) -> Any:

@@ -73,6 +73,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
     :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
     """
     seen: set[Hashable] = {top.identity()}
+
     layer = top
     for depth in range(1, MAX_CHAIN):
         if isinstance(layer.backing, Image):  # the caller has named it
@@ -199,6 +200,7 @@ def probe(context: Context, node: Node) -> str:
 
 
 def _head(node: Node) -> bytes:
+    node.note_event("none")
     return node.read_at(0, min(PROBE_LENGTH, node.size))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
-from .errors import InvalidImage
+from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
 
 Buffer: TypeAlias = bytearray | memoryview
@@ -121,6 +121,12 @@ class Node(ABC):
         :raises OSError: it might not.
         """
 
+    def note_event(self, name: str) -> None:
+        """The driver above tells that its next request is about its metadata; of interest to error injection only.
+
+        :param name: the step it is at, as blkdebug's rules name them; ``none`` for any other.
+        """
+
     def release(self) -> None:
         """Let go of what this node holds, children included; what a driver overrides. Called at most once.
 
@@ -136,8 +142,12 @@ class Node(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except (OSError, ImageError):
+            if error is None:  # what failed first is what the user has to know
+                raise
 
 
 @runtime_checkable

@@ -37,10 +37,12 @@ class Passing(WritableImage):
     :ivar role: what that node is to this one.
     :ivar watches_reads: whether data must be read through this node, not from where it stands.
     :ivar plain_name: a name other than ``json:`` by which the node can be opened again, ``None`` without one.
+    :ivar said_by_name: the options that this name tells too.
     """
 
     watches_reads = False
     plain_name: str | None = None
+    said_by_name: frozenset[str] = frozenset()
 
     def __init__(self, below: Node, *, role: str = "file", writable: bool = False) -> None:
         super().__init__()
@@ -188,9 +190,12 @@ def unfiltered(image: Image) -> Image:
 def naming_file(image: Image) -> str:
     """The name that relative names in an image are relative to: its own, or that of the file below all filters."""
     node: Node | None = image
-    while node is not None and node.filename.startswith(JSON_PREFIX):
-        node = node.below if isinstance(node, Passing) else node.children().get("file")
-    return image.filename if node is None else node.filename
+    while node is not None:
+        below = node.below if isinstance(node, Passing) else node.children().get("file")
+        if not (isinstance(node, Passing) or isinstance(below, Passing) or node.filename.startswith(JSON_PREFIX)):
+            return node.filename
+        node = below
+    return image.filename
 
 
 def io_error(action: str, number: int) -> NodeIOError:

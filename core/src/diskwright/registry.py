@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .node import BlockStatus, Node
 
 PACKAGES = {
+    "blkdebug": "diskwright-debug",
+    "blklogwrites": "diskwright-debug",
+    "blkverify": "diskwright-debug",
     "bochs": "diskwright-bochs",
     "cloop": "diskwright-cloop",
     "compress": "diskwright-filters",
@@ -38,6 +41,7 @@ PACKAGES = {
     "qcow": "diskwright-qcow",
     "qcow2": "diskwright-qcow2",
     "qed": "diskwright-qed",
+    "quorum": "diskwright-debug",
     "raw": "diskwright-raw",
     "throttle": "diskwright-filters",
     "vdi": "diskwright-vdi",

@@ -223,6 +223,8 @@ class _Wiring:
             declared = filters.call("runtime_options", driver) if filters.has("runtime_options", driver) else ()
             values = flat(tree)
             unknown = f"Block format '{driver}' does not support the option '{{}}'"
+            if filters.has("tree_of_name", driver):
+                unknown = f"Block protocol '{driver}' doesn't support the option '{{}}'"
             options = FilterOptions(
                 writable=request.writable,
                 values=runtime_values(declared, {key: scalar_text(value) for key, value in values.items()}, unknown),
@@ -236,8 +238,8 @@ class _Wiring:
         image.read_only = not request.writable
         if isinstance(image, Lockable) and not protocol:
             image.set_permissions(*permissions(request, shares_writers=True))
-        plain = image.plain_name if isinstance(image, Passing) else None
-        self._name(image, driver, declared, values, children, plain)
+        plain, said = (image.plain_name, image.said_by_name) if isinstance(image, Passing) else (None, frozenset[str]())
+        self._name(image, driver, declared, values, children, plain, said)
         return image
 
     def _read_file(self, path: str) -> bytes:
@@ -296,21 +298,22 @@ class _Wiring:
         values: Mapping[str, Scalar],
         children: Mapping[str, Node],
         plain: str | None,
+        said: frozenset[str] = frozenset(),
     ) -> None:
         """Give a node the name by which it can be opened again: the file's alone where that says it all.
 
         :param values: the runtime options that were given; those that do not change what is read are left out.
-        :param plain: its name if there are no such options.
+        :param plain: its name if there are no such options, apart from those in ``said``.
         """
         strong = {option.name for option in declared if option.strong}
         kept = {key: value for key, value in values.items() if declaration_name(key) in strong}
-        tree = {"driver": driver, **nested(kept)}
+        tree: Tree = {"driver": driver, **kept}
         if "filename" in values:
             tree["filename"] = values["filename"]
         for role, child in children.items():
             _put(tree, role, self.trees.get(id(child)) or _tree_of_file(child))
         self.trees[id(node)] = tree
-        node.filename = plain if plain is not None and not kept else json_name(tree)
+        node.filename = plain if plain is not None and kept.keys() <= said else json_name(tree)
 
 
 def _driver(tree: Tree) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, UnsupportedOperation
+from ..errors import ImageError, NodeIOError, UnsupportedOperation
 from ..node import Image, Node, WritableImage
 from ..passing import unfiltered
 from .chain import layers
@@ -54,8 +54,11 @@ def commit(context: Context, request: CommitRequest, progress: Progress = no_pro
             raise UnsupportedOperation(f"Format driver '{base.driver}' does not support writing")
         if base.size < top.size:
             set_size(context, base, top.size)
-        copy([top], base, CopyOptions(target_is_zero=False, depth_limit=depth, rate=request.rate), progress)
-        base.flush()
+        try:
+            copy([top], base, CopyOptions(target_is_zero=False, depth_limit=depth, rate=request.rate), progress)
+            base.flush()
+        except OSError as error:
+            raise NodeIOError("Block job failed", error) from error
         # With layers between top and base, an emptied top would show their data again where the top had newer.
         if not request.drop and depth == 1 and context.formats.has("make_empty", top.driver):
             context.formats.call("make_empty", top.driver, image=top)

@@ -96,6 +96,8 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
     describe = _describe_below_filter if context.filters.knows(node.driver) else describe_node
     children = {role: describe(context, child) for role, child in node.children().items()}
     if isinstance(node, Passing) and not context.formats.knows(node.driver):
+        if not context.filters.knows(node.driver):  # a protocol's node as a disk
+            return children[node.role]
         return _describe_passing(node, children)
     if isinstance(node, Image):
         return _describe_image(context, node, children)
@@ -115,11 +117,10 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
 
 
 def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeInfo:
-    """A filter says of the disk what the one below says of it; what is a protocol's node is described as that."""
+    """A filter says of the disk what the one below says of it."""
     below = children[node.role]
-    if node.driver == below.driver:
-        return below
     named = replace(below, filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
+    named = replace(named, cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
     return replace(named, backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
 
 
@@ -147,7 +148,8 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
     if formats.has("snapshot_list", image.driver):
         snapshots = formats.call("snapshot_list", image.driver, image=image)
     # A file may have been named with a protocol prefix; people and relative backing names want the path.
-    named_by_tree = isinstance(image.file, Image) or image.filename.startswith(JSON_PREFIX)
+    filtered = isinstance(image.file, Passing)
+    named_by_tree = (isinstance(image.file, Image) and not filtered) or image.filename.startswith(JSON_PREFIX)
     filename = image.filename if named_by_tree else image.file.filename
     return NodeInfo(
         filename=filename,
@@ -158,7 +160,7 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
         encrypted=image.encrypted,
         dirty=description.dirty,
         backing_file=image.backing_file,
-        backing_path=_backing_path(naming_file(image) if named_by_tree else filename, image.backing_file),
+        backing_path=_backing_path(naming_file(image) if named_by_tree or filtered else filename, image.backing_file),
         backing_format=image.backing_format,
         snapshots=snapshots,
         specific=description.specific,

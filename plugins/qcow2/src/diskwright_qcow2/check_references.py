@@ -201,6 +201,7 @@ class StoredRefcounts:
             if offset & (header.cluster_size - 1) or offset > MAX_INT64 - header.cluster_size:
                 self.unreadable.append((start, start + self.entries))
             elif offset and offset < image.file.size:
+                image.file.note_event("refblock_load")
                 block = unpack_refcounts(image.file.read_at(offset, header.cluster_size), header.refcount_order)
                 self.counts[start : start + self.entries] = block[: len(self.counts) - start]
                 self._present.append(span)

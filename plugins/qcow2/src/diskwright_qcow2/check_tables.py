@@ -244,6 +244,7 @@ class TableCheck:
             data = bytearray(len(chosen) * size)
             view = memoryview(data)
             for place, offset in enumerate(use.offsets[chosen].tolist()):
+                node.note_event("l2_load")
                 node.read_into(offset, view[place * size : (place + 1) * size])
             table = np.frombuffer(data, layout.L2_DTYPE).astype(np.uint64)
             per_table = self.header.l2_entries

@@ -49,6 +49,7 @@ class Disk:
 
     def write(self, offset: int, data: bytes) -> None:
         """Write metadata."""
+        self.node.note_event("none")
         self._writable.write_at(offset, data)
 
     def barrier(self) -> None:
@@ -149,6 +150,7 @@ class WriteOrder:
             offset = self.l2.offset_of(index)
             first, last = self._l2_spans.get(index, (0, len(table)))
             entry_size = table[:1].nbytes
+            self.disk.node.note_event("l2_update")
             self.disk.write(offset + first * entry_size, stored(table[first:last]))
         for index, _ in tables:
             self._l2_spans.pop(index, None)
@@ -159,6 +161,7 @@ class WriteOrder:
         if self._l1_span is None:
             return False
         first, last = self._l1_span
+        self.disk.node.note_event("l1_update")
         self.disk.write(self._l1_offset + first * layout.L1_ENTRY_SIZE, stored(self.l2.l1[first:last]))
         self._l1_span = None
         return True
@@ -168,6 +171,7 @@ class WriteOrder:
             return
         clusters = np.concatenate(self._released)
         self._released, self._released_count = [], 0
+        self.disk.node.note_event("cluster_free")
         lowest = self.blocks.subtract(clusters)
         if lowest >= 0:
             self.allocator.freed(lowest)

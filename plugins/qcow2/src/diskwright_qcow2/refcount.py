@@ -89,6 +89,7 @@ class RefcountBlocks:
         self._reader = reader
         self._write = write
         entries = (self.table_clusters << self.cluster_bits) // layout.REFCOUNT_TABLE_ENTRY_SIZE
+        reader.node.note_event("reftable_load")
         self.table: Column = reader.table(
             layout.REFCOUNT_TABLE_DTYPE, self.table_offset, entries, "refcount table", limit=MAX_TABLE_ENTRIES
         )
@@ -111,6 +112,7 @@ class RefcountBlocks:
         offset = int(self.table[index])
         if offset & ((1 << self.cluster_bits) - 1):
             raise self._reader.error(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", offset)
+        self._reader.node.note_event("refblock_load")
         stored = self._reader.bytes(offset, 1 << self.cluster_bits, "refcount block")
         counts = unpack_refcounts(stored, self.order)
         self._keep(index, counts)
@@ -118,6 +120,7 @@ class RefcountBlocks:
 
     def create(self, index: int, offset: int) -> None:
         """Add an empty block that stands at ``offset``; the table must have room for its entry."""
+        self._reader.node.note_event("refblock_alloc")
         self.table[index] = offset
         self.table_dirty = True
         self._keep(index, unpack_refcounts(bytes(1 << self.cluster_bits), self.order))
@@ -152,6 +155,7 @@ class RefcountBlocks:
                 self._write_block(oldest, evicted)
 
     def _write_block(self, index: int, counts: Column) -> None:
+        self._reader.node.note_event("refblock_update_part")
         self._write(int(self.table[index]), pack_refcounts(counts, self.order))
         self._dirty.discard(index)
 
@@ -230,6 +234,7 @@ class RefcountBlocks:
 
     def write_table(self) -> None:
         """Write the whole table to :attr:`table_offset`, where there is room for it."""
+        self._reader.node.note_event("reftable_update")
         self._write(self.table_offset, self.table.astype(layout.REFCOUNT_TABLE_DTYPE).tobytes())
         self.table_dirty = False
 

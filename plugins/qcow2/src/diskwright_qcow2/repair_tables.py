@@ -37,6 +37,7 @@ class L2Editor:
 
     def read(self, offset: int) -> tuple[Column, Column, Column]:
         """The table at a file offset: as a whole, its descriptors and its subcluster bitmaps, which are views."""
+        self.node.note_event("l2_load")
         table = np.frombuffer(self.node.read_at(offset, self.header.cluster_size), layout.L2_DTYPE).astype(np.uint64)
         if self.header.extended_l2:
             return table, table[0::2], table[1::2]

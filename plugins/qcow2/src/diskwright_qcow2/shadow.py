@@ -263,6 +263,7 @@ class Shadow:
 
         :param fields: fields of the header that change, refcount table aside.
         """
+        self.disk.node.note_event("cluster_free")  # what is dropped is not counted in the next state
         table = self._finish_refcounts()
         fields["refcount_table_offset"] = table.first << self.header.cluster_bits
         fields["refcount_table_clusters"] = table.length

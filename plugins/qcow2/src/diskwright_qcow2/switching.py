@@ -29,6 +29,7 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     fields = {**changes, "autoclear_features": Autoclear(autoclear & int(Autoclear.SUPPORTED))}
     new = replace(image.header, **fields).build()
     disk = Disk(image.file)
+    image.file.note_event("none")
     old = image.file.read_at(0, len(new))
     different = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8)).tolist()
     if different:

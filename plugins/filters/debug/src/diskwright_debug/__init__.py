@@ -1,0 +1,1 @@
+"""Filters that inject errors, verify, log writes and vote."""
