@@ -11,7 +11,7 @@ from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import ExtentTable, Kind
 from ..filenames import backing_filename
 from ..node import Compressing, Image, WritableImage
-from ..passing import naming_file, unfiltered
+from ..passing import unfiltered
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress, write_zeroes
 from .ranges import Range, aligned, cut, intersection, union
@@ -94,7 +94,7 @@ def _keep_content(context: Context, top: Image, request: RebaseRequest, progress
         _write_differences(top, None, None, request, progress)
         return
     try:
-        name = backing_filename(naming_file(top), request.backing_file)
+        name = backing_filename(top.filename, request.backing_file)
     except InvalidOption as error:
         raise error.in_context("Could not resolve backing filename") from error
     try:
