@@ -101,7 +101,7 @@ def test_progress(chain: Any) -> None:
         (["base"], "Image does not have a backing file"),
         (["-b", "nosuch", "top"], "Did not find 'nosuch' in the backing chain of 'top'"),
         (["-b", "top", "top"], "Did not find 'top' in the backing chain of 'top'"),
-        (["-r", "1x", "top"], "Invalid rate limit specified: '1x'"),
+        (["-r", "1x", "top"], "Invalid rate limit specified: '1x'."),
         (["-t", "foo", "top"], "Invalid cache option: foo"),
     ],
 )

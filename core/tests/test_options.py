@@ -48,7 +48,10 @@ def test_values_are_typed_and_the_last_one_wins() -> None:
         ("foo=1", "Invalid parameter 'foo'"),
         ("lazy=maybe", "Parameter 'lazy' expects 'on' or 'off'"),
         ("bits=x", "Parameter 'bits' expects a number"),
-        ("size=-5", "Parameter 'size' expects a non-negative number below 2^64"),
+        ("size=-5k", "Parameter 'size' expects a non-negative number below 2^64"),
+        ("size=-5", "Value '-5' is out of range for parameter 'size'"),
+        ("size=16E", "Value '16E' is out of range for parameter 'size'"),
+        ("bits=99999999999999999999", "Value '99999999999999999999' is too large for parameter 'bits'"),
         ("mode=half", "Parameter 'mode' does not accept value 'half'"),
     ],
 )

@@ -49,7 +49,7 @@ def test_command_line_sizes_fit_63_bits() -> None:
     for text in ("16E", "-5"):
         with pytest.raises(InvalidOption, match="Must be between 0"):
             parse_cli_size(text, "image size")
-    with pytest.raises(InvalidOption, match="^Invalid step size specified: '1x'$"):
+    with pytest.raises(InvalidOption, match=r"^Invalid step size specified: '1x'\.$"):
         parse_cli_size("1x", "step size")
 
 

@@ -106,7 +106,7 @@ def convert(
     :param options: creation options of the target.
     :param cache: cache mode of the target; the default returns when the data is on stable storage, ``unsafe`` before.
     :param parallel: most threads to work with.
-    :param progress: called now and then with the bytes done and the bytes there are.
+    :param progress: called now and then with the bytes of data done and those there are: zeros take no time.
     :raises ImageError: it failed; a target that did not exist is not there, one that was to be replaced is as before.
     """
     from .engine.convert import ConvertRequest

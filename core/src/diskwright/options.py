@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from .errors import InvalidOption
-from .sizes import MAX_UINT64, parse_size
+from .sizes import MAX_UINT64, OutOfRange, parse_integer, parse_size
 
 
 class OptionType(Enum):
@@ -56,6 +56,8 @@ class Option:
     def _parse_size(self, text: str) -> int:
         try:
             return parse_size(text)
+        except OutOfRange:
+            raise InvalidOption(f"Value '{text}' is out of range for parameter '{self.name}'") from None
         except InvalidOption:
             raise InvalidOption(
                 f"Parameter '{self.name}' expects a non-negative number below 2^64",
@@ -85,13 +87,13 @@ def parse_bool(name: str, text: str) -> bool:
 def parse_number(name: str, text: str) -> int:
     """A count without suffix: decimal, ``0x`` hexadecimal or ``0`` octal; 0 .. 2**64 - 1."""
     try:
-        digits = text.strip()
-        octal = len(digits) > 1 and digits[0] == "0" and digits.isdecimal()
-        number = int(digits, 8 if octal else 0)
+        number = parse_integer(text)
     except ValueError:
         number = -1
-    if not 0 <= number <= MAX_UINT64:
+    if number < 0:
         raise InvalidOption(f"Parameter '{name}' expects a number")
+    if number > MAX_UINT64:
+        raise InvalidOption(f"Value '{text}' is too large for parameter '{name}'")
     return number
 
 
@@ -102,7 +104,7 @@ def split_option_string(text: str) -> list[tuple[str, str | None]]:
     :raises InvalidOption: the list is empty, or starts or ends with a separating comma.
     """
     parts = text.replace(",,", "\0").split(",")
-    if not all(parts):
+    if text.startswith(",") or not all(parts):
         raise InvalidOption(f"Invalid option list: {text}")
     pairs: list[tuple[str, str | None]] = []
     for part in parts:
@@ -119,6 +121,15 @@ def option_values(text: str) -> dict[str, str]:
 def asks_for_help(text: str) -> bool:
     """Whether an option string has ``help`` or ``?`` in the place of an option."""
     return any(name in ("help", "?") and value is None for name, value in split_option_string(text))
+
+
+def ask_for_help(texts: Iterable[str]) -> bool:
+    """As :func:`asks_for_help` for several option strings, all of which are looked at.
+
+    :raises InvalidOption: one of them is malformed, wherever help was asked for.
+    """
+    asked = [asks_for_help(text) for text in texts]
+    return any(asked)
 
 
 def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str, Any]:
@@ -139,15 +150,10 @@ def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str,
             elif value is None and name.startswith("no") and name[2:] in by_name:
                 values[name[2:]] = by_name[name[2:]].parse("off")
             else:
-                raise InvalidOption(f"Invalid parameter '{name}'", hint=_nearest(name, by_name))
+                from .known import did_you_mean
+
+                raise InvalidOption(f"Invalid parameter '{name}'", hint=did_you_mean(name, by_name))
     return values
-
-
-def _nearest(name: str, known: Mapping[str, Option]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, n=1)
-    return f"Did you mean '{close[0]}'?" if close else ""
 
 
 def merge_declared(*groups: Sequence[Option]) -> list[Option]:

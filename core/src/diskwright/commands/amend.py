@@ -10,8 +10,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidOption
-from ..options import asks_for_help, help_table
+from ..arguments import UsageError
+from ..options import ask_for_help, help_table
 from .common import (
     add_cache_argument,
     add_image_arguments,
@@ -41,8 +41,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, app: App) -> int:
     """Run ``amend``."""
     if not args.options:
-        raise InvalidOption("Must specify options (-o)")
-    if any(asks_for_help(text) for text in args.options):
+        raise UsageError("Must specify options (-o)")
+    if ask_for_help(args.options):
         return _show_options(args, app)
     filename = single_operand(args)
     cache = cache_mode(args.cache, "cache")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..arguments import UsageError
 from ..errors import InvalidOption
 from ..sizes import parse_cli_size
 from ..trees import OptionString
@@ -68,13 +69,28 @@ def rate_limit(text: str | None) -> int | None:
     return None if text is None else parse_cli_size(text, "rate limit") or None
 
 
+def snapshot_argument(text: str | None) -> None:
+    """Check what was given with ``-l``.
+
+    :raises InvalidOption: it has the form ``snapshot.NAME=VALUE`` and there is no such NAME.
+    """
+    if text is None:
+        return
+    from ..engine.snapshots import require_well_formed
+
+    try:
+        require_well_formed(text)
+    except InvalidOption as error:
+        raise InvalidOption(f"Failed in parsing snapshot param '{text}'", hint=error.hint, before=str(error)) from None
+
+
 def wants_json(args: argparse.Namespace) -> bool:
     """Whether ``--output json`` was given.
 
     :raises InvalidOption: something else than the two forms was.
     """
     if args.output not in ("human", "json"):
-        raise InvalidOption(f"--output expects 'human' or 'json', not '{args.output}'")
+        raise UsageError(f"--output expects 'human' or 'json' not '{args.output}'")
     return bool(args.output == "json")
 
 
@@ -84,7 +100,7 @@ def single_operand(args: argparse.Namespace) -> str:
     :raises InvalidOption: there is none, or more than one, or an option string and a format.
     """
     if len(args.operands) != 1:
-        raise InvalidOption("Expecting one image file name")
+        raise UsageError("Expecting one image file name")
     return image_name(args, args.operands[0], args.format)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..arguments import UsageError
 from ..errors import ImageError, InvalidOption
 from .common import add_image_opts_argument, cache_mode, image_name
 
@@ -42,7 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, app: App) -> int:
     """Run ``compare``."""
     if len(args.operands) != 2:
-        raise InvalidOption("Expecting two image file names")
+        raise UsageError("Expecting two image file names")
     from ..engine.compare import compare
     from ..render.progress import Progress
 

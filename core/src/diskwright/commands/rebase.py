@@ -13,7 +13,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidOption
+from ..arguments import UsageError
 from .common import (
     add_cache_argument,
     add_progress_argument,
@@ -50,7 +50,7 @@ def run(args: Namespace, app: App) -> int:
     """Run ``rebase``."""
     filename = single_operand(args)
     if args.backing is None and not args.backing_unsafe:
-        raise InvalidOption("Must specify backing file (-b) or use unsafe mode (-u)")
+        raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
     from ..engine.rebase import RebaseRequest, rebase
     from ..render.progress import Progress
 

@@ -55,6 +55,8 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
     with context.open(
         request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache
     ) as top:
+        if request.compress and not isinstance(top, Compressing):
+            raise ImageError("Compression not supported for this file format")
         if not context.formats.has("set_backing", top.driver):
             raise ImageError(f"Could not change the backing file to '{request.backing_file}': Operation not supported")
         if not request.unsafe:
@@ -120,8 +122,6 @@ def _write_differences(
 
     :param depth_limit: number of layers to look at; what lies below is the same in both.
     """
-    if request.compress and not isinstance(top, Compressing):
-        raise ImageError("Compression not supported for this file format")
     block = top.cluster_size or CELL
     step = max(CELL, block)
     old_bytes, new_bytes = bytearray(step), bytearray(step)
