@@ -15,6 +15,8 @@ def parser() -> Parser:
     parser.add_argument("-q", "--quiet", action="store_true")
     parser.add_argument("-p", "--progress", nargs="?", const="text")
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--mode", default="slow")
+    parser.add_argument("--fast", action="store_const", dest="mode", const="fast")
     parser.add_argument("--kind", dest="kinds", action="append", type=str.upper)
     parser.add_argument("operands", nargs="*")
     return parser
@@ -37,7 +39,9 @@ def parser() -> Parser:
         ("--kind a --kind b", {"kinds": ["A", "B"]}),
         ("a -- -q --format", {"quiet": False, "operands": ["a", "-q", "--format"]}),
         ("-", {"operands": ["-"]}),
-        ("", {"format": None, "options": [], "operands": []}),
+        ("--fast", {"mode": "fast"}),
+        ("--mode x", {"mode": "x"}),
+        ("", {"format": None, "mode": "slow", "options": [], "operands": []}),
     ],
 )
 def test_what_is_understood(parser: Parser, line: str, expected: dict[str, object]) -> None:

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         self._by_name: dict[str, argparse.Action] = {}
         super().__init__(**settings)
 
-    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:  # type: ignore[override]
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         """As argparse's."""
         action = super().add_argument(*names, **settings)
         self._by_name.update(dict.fromkeys(action.option_strings, action))
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         """
         values = argparse.Namespace()
         for action in self._actions:
-            if action.default is not argparse.SUPPRESS:
+            if action.default is not argparse.SUPPRESS and not hasattr(values, action.dest):
                 setattr(values, action.dest, action.default)
         operands: list[str] = []
         pending = arguments[::-1]
@@ -80,9 +80,9 @@ class Parser(argparse.ArgumentParser):
         name = self._full_name(given, word)
         action = self._by_name[name]
         if equals and action.nargs == 0:
-            self._refuse(f"option '{name}' doesn't allow an argument")
+            raise self._mistake(f"option '{name}' doesn't allow an argument")
         if not equals and action.nargs is None and not pending:
-            self._refuse(f"option '{name}' requires an argument")
+            raise self._mistake(f"option '{name}' requires an argument")
         if not equals and action.nargs is None:
             value = pending.pop()
         self._apply(action, name, value if equals or action.nargs is None else None, values)
@@ -94,23 +94,23 @@ class Parser(argparse.ArgumentParser):
         actions = {id(self._by_name[name]) for name in candidates}
         if len(actions) == 1:
             return candidates[0]
-        if candidates:
-            possible = " ".join(f"'{name}'" for name in candidates)
-            self._refuse(f"option '{given}' is ambiguous; possibilities: {possible}")
-        names = [name[2:] for name in self._by_name if name.startswith("--")]
-        return self._refuse(f"unrecognized option '{word}'", did_you_mean(given[2:], names, "--"))
+        if not candidates:
+            names = [name[2:] for name in self._by_name if name.startswith("--")]
+            raise self._mistake(f"unrecognized option '{word}'", did_you_mean(given[2:], names, "--"))
+        possible = " ".join(f"'{name}'" for name in candidates)
+        raise self._mistake(f"option '{given}' is ambiguous; possibilities: {possible}")
 
     def _take_short(self, word: str, pending: list[str], values: argparse.Namespace) -> None:
         """A word of one-letter options; what follows one that takes a value, in the word or behind it, is its value."""
         for index, letter in enumerate(word[1:], 2):
             action = self._by_name.get(f"-{letter}")
             if action is None:
-                self._refuse(f"invalid option -- '{letter}'")
+                raise self._mistake(f"invalid option -- '{letter}'")
             if action.nargs is not None:
                 self._apply(action, f"-{letter}", None, values)
                 continue
             if index == len(word) and not pending:
-                self._refuse(f"option requires an argument -- '{letter}'")
+                raise self._mistake(f"option requires an argument -- '{letter}'")
             self._apply(action, f"-{letter}", word[index:] or pending.pop(), values)
             return
 
@@ -121,6 +121,6 @@ class Parser(argparse.ArgumentParser):
             value = action.const
         action(self, values, value, name)
 
-    def _refuse(self, message: str, hint: str = "") -> Any:
+    def _mistake(self, message: str, hint: str = "") -> UsageError:
         advice = help_hint(self.prog)
-        raise UsageError(message, hint=f"{hint}\n{advice}" if hint else advice, teller=self.prog)
+        return UsageError(message, hint=f"{hint}\n{advice}" if hint else advice, teller=self.prog)

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "amend": "change options of an existing image",
+    "bench": "measure how fast an image answers many requests",
     "bitmap": "change the persistent dirty bitmaps of an image",
     "check": "look for inconsistencies in an image and repair them",
+    "checksum": "print a checksum of the content, the same for any format",
     "commit": "write what an overlay holds into its backing file",
     "compare": "tell whether two images have the same content",
     "convert": "copy images into a new one, in any format",
     "create": "make a new, empty image",
+    "dd": "copy a part of an image into a new one",
     "info": "describe an image",
     "map": "show where the data of an image is",
     "measure": "tell how much space an image would take",
@@ -149,8 +152,8 @@ def entry_point() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     for name in PROGRESS_SIGNALS:
-        if number := getattr(signal, name, None):
-            signal.signal(number, signal.SIG_IGN)  # until something has progress to tell of
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # until something has progress to tell of
     program = os.path.basename(sys.argv[0])
     sys.exit(main(program="diskwright" if program == "__main__.py" else program))
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ..arguments import UsageError
 from ..errors import InvalidOption
 from ..sizes import parse_cli_size
 from ..trees import OptionString
+
+if TYPE_CHECKING:
+    from ..cli import App
+    from ..render.progress import Progress
 
 _CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
 
@@ -45,8 +50,28 @@ def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_progress_argument(parser: argparse.ArgumentParser) -> None:
-    """``-p``."""
-    parser.add_argument("-p", "--progress", action="store_true", help="show progress")
+    """``-p``; use it with :func:`progress_of`."""
+    parser.add_argument(
+        "-p",
+        "--progress",
+        nargs="?",
+        const="text",
+        metavar="json",
+        help="show progress; =json: on stderr for programs",
+    )
+
+
+def progress_of(args: argparse.Namespace, app: App, step: float = 1.0) -> Progress:
+    """What shows the progress of a command with ``-p``, and perhaps ``-q``, as it was asked for.
+
+    :param step: percent by which it must have moved to be shown again to scripts.
+    :raises UsageError: it was to be shown in a form that does not exist.
+    """
+    from ..render.progress import Progress
+
+    if args.progress not in (None, "text", "json"):
+        raise UsageError(f"--progress expects 'text' or 'json' not '{args.progress}'")
+    return Progress(app.out, app.err, shown=None if args.quiet else args.progress, step=step)
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,16 @@ from ..errors import InvalidOption
 from ..options import ask_for_help
 from ..sizes import parse_cli_number, parse_cli_size
 from ..trees import OptionString
-from .common import add_image_opts_argument, add_rate_argument, cache_mode, image_name, rate_limit, snapshot_argument
+from .common import (
+    add_image_opts_argument,
+    add_progress_argument,
+    add_rate_argument,
+    cache_mode,
+    image_name,
+    progress_of,
+    rate_limit,
+    snapshot_argument,
+)
 from .create import show_options
 
 if TYPE_CHECKING:
@@ -86,7 +95,7 @@ def _add_copy_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-T", "--source-cache", metavar="MODE", default="writeback", help="cache mode of the sources")
     parser.add_argument("-U", "--force-share", action="store_true", help="open sources that others are writing to")
-    parser.add_argument("-p", "--progress", action="store_true", help="show progress")
+    add_progress_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -101,13 +110,12 @@ def run(args: Namespace, app: App) -> int:
     _check_target(args)
     from ..engine.convert import convert
     from ..engine.creation import require_format
-    from ..render.progress import Progress
 
     format = None if args.target_image_opts else args.target_format or "raw"
     if format is not None:
         require_format(app.context, format)
     request = _request(args, format)
-    with Progress(app.out, app.err, shown=args.progress and not args.quiet, step=1.0) as progress:
+    with progress_of(args, app) as progress:
         convert(app.context, request, progress.update)
     return 0
 
