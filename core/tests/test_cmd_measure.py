@@ -57,3 +57,18 @@ def test_a_snapshot(layer_world: Any) -> None:
 def test_mistakes(layer_world: Any, arguments: list[str], message: str) -> None:
     code, out, err = layer_world.run("measure", *arguments)
     assert (code, out, err.splitlines()[0]) == (1, "", f"qemu-img: {message}")
+
+
+@pytest.mark.parametrize("command", ["measure", "convert"])
+def test_snapshot_names_are_looked_at_first(layer_world: Any, command: str) -> None:
+    assert layer_world.run(command, "-l", "snapshot.foo=bar") == (
+        1,
+        "",
+        "qemu-img: Invalid parameter 'snapshot.foo'\nqemu-img: Failed in parsing snapshot param 'snapshot.foo=bar'\n",
+    )
+
+
+def test_all_option_lists_are_looked_at_before_help(layer_world: Any) -> None:
+    for command in ("measure", "convert", "create", "amend"):
+        code, out, err = layer_world.run(command, "-o", "help", "-o", ",,")
+        assert (code, out, err) == (1, "", "qemu-img: Invalid option list: ,,\n")

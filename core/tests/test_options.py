@@ -30,7 +30,7 @@ def test_doubled_commas_are_text() -> None:
     assert split_option_string("a=x,,,b=y") == [("a", "x,"), ("b", "y")]
 
 
-@pytest.mark.parametrize("text", ["", ",a=1", "a=1,", "a=1,,,"])
+@pytest.mark.parametrize("text", ["", ",", ",,", ",,a=1", ",a=1", "a=1,", "a=1,,,"])
 def test_stray_commas_are_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="^Invalid option list: "):
         split_option_string(text)
