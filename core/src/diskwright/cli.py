@@ -238,8 +238,7 @@ def _version(program: str) -> str:
 def _help(program: str) -> str:
     from textwrap import wrap
 
-    from .discovery import entry_points
-    from .hookspecs import FORMAT_GROUP, PROTOCOL_GROUP
+    from .discovery import FORMAT_GROUP, PROTOCOL_GROUP, entry_points
 
     names = " ".join(sorted({point.name for group in (FORMAT_GROUP, PROTOCOL_GROUP) for point in entry_points(group)}))
     lines = [
@@ -262,8 +261,7 @@ def _help(program: str) -> str:
 
 def _similar_format(options: argparse.Namespace) -> str:
     """Advice for a format that does not exist: the installed one that was probably meant."""
-    from .discovery import entry_points
-    from .hookspecs import FORMAT_GROUP
+    from .discovery import FORMAT_GROUP, entry_points
 
     installed = {point.name for point in entry_points(FORMAT_GROUP)}
     for name, value in vars(options).items():

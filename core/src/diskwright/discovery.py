@@ -11,8 +11,8 @@ import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .hookspecs import FORMAT_GROUP, PROTOCOL_GROUP
-
+FORMAT_GROUP = "diskwright.formats"
+PROTOCOL_GROUP = "diskwright.protocols"
 CACHE_VERSION = "1"
 
 

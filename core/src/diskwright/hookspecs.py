@@ -16,13 +16,12 @@ from typing import Any, NamedTuple, Protocol
 
 import pluggy
 
+from .discovery import FORMAT_GROUP as FORMAT_GROUP
+from .discovery import PROTOCOL_GROUP as PROTOCOL_GROUP
 from .errors import ImageError
 from .extent import Extent, ExtentTable
 from .node import Image, Node
 from .options import Option
-
-FORMAT_GROUP = "diskwright.formats"
-PROTOCOL_GROUP = "diskwright.protocols"
 
 PROJECT = "diskwright"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -66,7 +66,7 @@ def test_range_of_a_file() -> None:
             "The sum of offset (512) and size (1024) has to be smaller or equal to the  actual size of the containing "
             "file (1024)",
         ),
-        ({"offset": "-1"}, "Parameter 'offset' expects a non-negative number below 2^64"),
+        ({"offset": "-1"}, "Value '-1' is out of range for parameter 'offset'"),
         ({"size": "much"}, "Parameter 'size' expects a non-negative number below 2^64"),
     ],
 )
