@@ -16,12 +16,14 @@ from typing import Any, NamedTuple, Protocol
 
 import pluggy
 
-from .discovery import FORMAT_GROUP as FORMAT_GROUP
-from .discovery import PROTOCOL_GROUP as PROTOCOL_GROUP
+from . import discovery
 from .errors import ImageError
 from .extent import Extent, ExtentTable
 from .node import Image, Node
 from .options import Option
+
+FORMAT_GROUP = discovery.FORMAT_GROUP
+PROTOCOL_GROUP = discovery.PROTOCOL_GROUP
 
 PROJECT = "diskwright"
 hookspec = pluggy.HookspecMarker(PROJECT)
