@@ -44,7 +44,9 @@ def test_help(layer_world: Any) -> None:
 )
 def test_mistakes(layer_world: Any, arguments: list[str], message: str) -> None:
     layer = layer_world.layer("x", "1")
-    assert layer_world.run("amend", "-f", "layer", *arguments) == (1, "", f"qemu-img: {message}\n")
+    code, out, err = layer_world.run("amend", "-f", "layer", *arguments)
+    assert (code, out) == (1, "")
+    assert err.removesuffix("Try 'qemu-img amend --help' for more info\n") == f"qemu-img: {message}\n"
     assert not any("amend" in step for step in layer.log)
 
 

@@ -84,7 +84,7 @@ INCONSISTENT = "Bitmap 'broken' is inconsistent and cannot be used"
         (["--clear", "-g", "64k", "x", "b"], "granularity only supported with --add"),
         (["--clear", "-F", "layer", "x", "b"], "-F only supported with -b"),
         (["--clear", "-b", "y", "x", "b"], "Merge bitmap source file only supported with --merge"),
-        (["--add", "-g", "1x", "x", "n"], "Invalid granularity specified: '1x'"),
+        (["--add", "-g", "1x", "x", "n"], "Invalid granularity specified: '1x'."),
         (
             ["--merge", "o", "-b", "nosuch", "x", "b"],
             "Could not open 'nosuch': Could not open 'nosuch': No such file or directory",

@@ -98,9 +98,9 @@ def test_a_format_without_checks(world: Any) -> None:
     ("arguments", "message"),
     [
         ([], "Expecting one image file name"),
-        (["-r", "foo", "x"], "--repair (-r) expects 'leaks' or 'all', not 'foo'"),
+        (["-r", "foo", "x"], "--repair (-r) expects 'leaks' or 'all' not 'foo'"),
         (["-T", "foo", "x"], "Invalid source cache option: foo"),
-        (["--output=foo", "x"], "--output expects 'human' or 'json', not 'foo'"),
+        (["--output=foo", "x"], "--output expects 'human' or 'json' not 'foo'"),
         (["missing"], "Could not open 'missing': Could not open 'missing': No such file or directory"),
     ],
 )

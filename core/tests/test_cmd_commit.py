@@ -101,7 +101,7 @@ def test_progress(chain: Any) -> None:
         (["base"], "Image does not have a backing file"),
         (["-b", "nosuch", "top"], "Did not find 'nosuch' in the backing chain of 'top'"),
         (["-b", "top", "top"], "Did not find 'top' in the backing chain of 'top'"),
-        (["-r", "1x", "top"], "Invalid rate limit specified: '1x'"),
+        (["-r", "1x", "top"], "Invalid rate limit specified: '1x'."),
         (["-t", "foo", "top"], "Invalid cache option: foo"),
     ],
 )
@@ -109,6 +109,27 @@ def test_mistakes(chain: Any, arguments: list[str], message: str) -> None:
     code, out, err = commit(chain, *arguments)
     assert (code, out, err.splitlines()[0]) == (1, "", f"qemu-img: {message}")
     assert chain.own("mid") == "-222"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("mid", True),
+        ("./mid", True),
+        ("../sub/mid", True),
+        ("sub/mid", False),
+        ("file:mid", False),
+        ("top", False),
+    ],
+)
+def test_a_base_is_named_from_where_its_overlay_is(layer_world: Any, name: str, found: bool) -> None:
+    layer_world.layer("sub/base", "1")
+    layer_world.layer("sub/mid", "2", "base")
+    layer_world.layer("sub/top", "3", "mid")
+    code, _, err = commit(layer_world, "-b", name, "sub/top")
+    assert (code == 0) == found
+    assert found or err == f"qemu-img: Did not find '{name}' in the backing chain of 'sub/top'\n"
+    assert layer_world.own("sub/mid") == ("3" if found else "2")
 
 
 def test_a_base_that_cannot_be_written(layer_world: Any) -> None:

@@ -154,7 +154,7 @@ def test_a_source_is_not_its_own_target(world_of_two: Any) -> None:
         (["-C", "-c", "x", "y"], "Cannot enable copy offloading when -c is used"),
         (["-C", "-S", "4k", "x", "y"], "Cannot enable copy offloading when -S is used"),
         (["-C", "--salvage", "x", "y"], "Cannot use copy offloading in salvaging mode"),
-        (["-r", "1x", "-n", "x", "y"], "Invalid rate limit specified: '1x'"),
+        (["-r", "1x", "-n", "x", "y"], "Invalid rate limit specified: '1x'."),
         (["--image-opts", "-n", "x", "y"], "--image-opts and --format are mutually exclusive"),
         (["-n", "y", "x"], "output file is smaller than input file"),
         (["-n", "-c", "x", "y"], "Compression not supported for this file format"),

@@ -189,7 +189,7 @@ def test_a_policy_keeps_to_the_named_image(world: Any) -> None:
     [
         ([], "Expecting one image file name"),
         (["a", "b"], "Expecting one image file name"),
-        (["--output", "xml", "a"], "--output expects 'human' or 'json', not 'xml'"),
+        (["--output", "xml", "a"], "--output expects 'human' or 'json' not 'xml'"),
         (["nothing"], "Could not open 'nothing': Could not open 'nothing': No such file or directory"),
     ],
 )

@@ -159,9 +159,9 @@ def test_random_maps_cover_the_disk_and_merge(world: Any) -> None:
     ("arguments", "message"),
     [
         ([], "Expecting one image file name"),
-        (["-s", "1x", "top"], "Invalid start offset specified: '1x'"),
+        (["-s", "1x", "top"], "Invalid start offset specified: '1x'."),
         (["-l", "8E", "top"], "Invalid max length specified. Must be between 0 and 9223372036854775807."),
-        (["--output", "xml", "top"], "--output expects 'human' or 'json', not 'xml'"),
+        (["--output", "xml", "top"], "--output expects 'human' or 'json' not 'xml'"),
     ],
 )
 def test_mistakes(chain: Any, arguments: list[str], message: str) -> None:

@@ -47,8 +47,8 @@ def test_a_snapshot(layer_world: Any) -> None:
         (["-l", "a", "-s", "1M"], "--image-opts, -f, and -l require a filename argument."),
         (["--image-opts", "-s", "1M"], "--image-opts, -f, and -l require a filename argument."),
         (["--image-opts", "-f", "toy", "x"], "--image-opts and --format are mutually exclusive"),
-        (["-s", "1x"], "Invalid image size specified: '1x'"),
-        (["-s", "1M", "--output", "xml"], "--output expects 'human' or 'json', not 'xml'"),
+        (["-s", "1x"], "Invalid image size specified: '1x'."),
+        (["-s", "1M", "--output", "xml"], "--output expects 'human' or 'json' not 'xml'"),
         (["-s", "1M", "-O", "nofmt"], "Unknown file format 'nofmt'"),
         (["-s", "1M", "-O", "layer", "-o", "foo=1"], "Invalid parameter 'foo'"),
         (["-s", "1M", "-O", "toy"], "Format driver 'toy' does not support image creation"),
@@ -57,3 +57,18 @@ def test_a_snapshot(layer_world: Any) -> None:
 def test_mistakes(layer_world: Any, arguments: list[str], message: str) -> None:
     code, out, err = layer_world.run("measure", *arguments)
     assert (code, out, err.splitlines()[0]) == (1, "", f"qemu-img: {message}")
+
+
+@pytest.mark.parametrize("command", ["measure", "convert"])
+def test_snapshot_names_are_looked_at_first(layer_world: Any, command: str) -> None:
+    assert layer_world.run(command, "-l", "snapshot.foo=bar") == (
+        1,
+        "",
+        "qemu-img: Invalid parameter 'snapshot.foo'\nqemu-img: Failed in parsing snapshot param 'snapshot.foo=bar'\n",
+    )
+
+
+def test_all_option_lists_are_looked_at_before_help(layer_world: Any) -> None:
+    for command in ("measure", "convert", "create", "amend"):
+        code, out, err = layer_world.run(command, "-o", "help", "-o", ",,")
+        assert (code, out, err) == (1, "", "qemu-img: Invalid option list: ,,\n")

@@ -109,3 +109,6 @@ def test_formats_without_backing_files(world: Any) -> None:
     world.add("x")
     message = "qemu-img: Could not change the backing file to '': Operation not supported\n"
     assert world.run("rebase", "-f", "toy", "-b", "", "x") == (1, "", message)
+    message = "qemu-img: Compression not supported for this file format\n"
+    for more in ([], ["-u"]):
+        assert world.run("rebase", "-c", "-f", "toy", *more, "-b", "", "x") == (1, "", message)

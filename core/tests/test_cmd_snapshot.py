@@ -69,7 +69,9 @@ def test_create(layer_world: Any, image: Any) -> None:
     ],
 )
 def test_mistakes(layer_world: Any, image: Any, arguments: list[str], message: str) -> None:
-    assert layer_world.run("snapshot", "-f", "layer", *arguments, "x") == (1, "", f"qemu-img: {message}\n")
+    code, out, err = layer_world.run("snapshot", "-f", "layer", *arguments, "x")
+    assert (code, out) == (1, "")
+    assert err.removesuffix("Try 'qemu-img snapshot --help' for more info\n") == f"qemu-img: {message}\n"
     assert len(image.snapshots) == 3
 
 

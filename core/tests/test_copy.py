@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from diskwright.engine import chain as engine_chain
 from diskwright.engine import copy as engine
 from diskwright.engine.pool import Turnstile, Workers
 from diskwright.engine.zeros import nonzero_runs
@@ -69,6 +70,20 @@ class Source(Image):
             if first < last:
                 placed = kind is Kind.DATA
                 yield Extent(first, last - first, kind, self.file if placed else None, first if placed else None)
+
+
+class Runs(Source):
+    """Data in the given runs (offset, length), and nothing between them."""
+
+    def __init__(self, size: int, runs: Sequence[tuple[int, int]]) -> None:
+        super().__init__(0, 0)
+        self.file = self.disk = Memory(bytes(size))
+        position = 0
+        for offset, length in runs:
+            self.disk.write_at(offset, b"x" * length)
+            self.runs += [(position, offset, Kind.ABSENT), (offset, offset + length, Kind.DATA)]
+            position = offset + length
+        self.runs.append((position, size, Kind.ABSENT))
 
 
 class Target(WritableImage):
@@ -193,7 +208,27 @@ def test_progress_goes_up_to_all() -> None:
     source = Source(4, 64 * CELL)
     engine.copy([source], Target(bytes(source.size)), engine.CopyOptions(), lambda *at: seen.append(at))
     assert seen == sorted(seen)
-    assert seen[-1] == (source.size, source.size)
+    data = sum(e.length for t in engine_chain.resolve(source) for e in t if e.kind in (Kind.DATA, Kind.ENCODED))
+    assert 0 < data < source.size
+    assert seen[-1] == (data, data)
+
+
+def test_progress_moves_with_the_runs_of_data() -> None:
+    """Four separate megabytes are four steps; a long run moves every two megabytes."""
+    mib = 1 << 20
+
+    def steps(*runs: tuple[int, int], sparse_size: int = 4096) -> list[float]:
+        seen: list[float] = []
+        source = Runs(16 * mib, runs)
+        options = engine.CopyOptions(parallel=1, sparse_size=sparse_size)
+        engine.copy([source], Target(bytes(source.size)), options, lambda done, total: seen.append(100 * done / total))
+        return seen
+
+    assert steps((0, mib), (2 * mib, mib), (4 * mib, mib), (8 * mib, mib)) == [25, 50, 75, 100, 100]
+    assert steps((0, 8 * mib)) == [25, 50, 75, 100, 100]
+    assert steps((0, 3 * mib), (12 * mib, mib)) == [50, 75, 100, 100]
+    zeros_too = [100 * at / 16 for at in (1, 3, 5, 7, 9, 11, 13, 15, 16, 16)]
+    assert steps((0, mib), sparse_size=0) == zeros_too
 
 
 @pytest.mark.parametrize("parallel", [1, 4])

@@ -16,7 +16,9 @@ def test_a_prefix_ends_at_a_colon_before_any_slash(name: str, prefix: str | None
 
 
 def test_names_are_taken_apart() -> None:
-    assert parse_filename("file:a:b") == FileName("file", "a:b")
+    assert parse_filename("file:a:b") == FileName("file", "./a:b")
+    assert parse_filename("file:a") == FileName("file", "a")
+    assert parse_filename("file:/x/a:b") == FileName("file", "/x/a:b")
     assert parse_filename("nbd://host/x") == FileName("nbd", "nbd://host/x")
     assert parse_filename("/dev/null") == FileName("host_device", "/dev/null")
     assert parse_filename("no\0name") == FileName("file", "no\0name")

@@ -30,7 +30,7 @@ def test_doubled_commas_are_text() -> None:
     assert split_option_string("a=x,,,b=y") == [("a", "x,"), ("b", "y")]
 
 
-@pytest.mark.parametrize("text", ["", ",a=1", "a=1,", "a=1,,,"])
+@pytest.mark.parametrize("text", ["", ",", ",,", ",,a=1", ",a=1", "a=1,", "a=1,,,"])
 def test_stray_commas_are_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="^Invalid option list: "):
         split_option_string(text)
@@ -52,6 +52,7 @@ def test_values_are_typed_and_the_last_one_wins() -> None:
         ("bits=-18446744073709551616", "Value '-18446744073709551616' is too large for parameter 'bits'"),
         ("bits=0x", "Parameter 'bits' expects a number"),
         ("size=five", "Parameter 'size' expects a non-negative number below 2^64"),
+        ("size=-5k", "Parameter 'size' expects a non-negative number below 2^64"),
         ("size=-5", "Value '-5' is out of range for parameter 'size'"),
         ("size=16E", "Value '16E' is out of range for parameter 'size'"),
         ("mode=half", "Parameter 'mode' does not accept value 'half'"),

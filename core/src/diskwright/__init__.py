@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .api import apply_snapshot as apply_snapshot
     from .api import bitmaps as bitmaps
     from .api import check as check
+    from .api import checksum as checksum
     from .api import commit as commit
     from .api import compare as compare
     from .api import convert as convert
@@ -52,6 +53,7 @@ _HOMES = {
     "apply_snapshot": "api",
     "bitmaps": "api",
     "check": "api",
+    "checksum": "api",
     "commit": "api",
     "compare": "api",
     "convert": "api",

@@ -106,7 +106,7 @@ def convert(
     :param options: creation options of the target.
     :param cache: cache mode of the target; the default returns when the data is on stable storage, ``unsafe`` before.
     :param parallel: most threads to work with.
-    :param progress: called now and then with the bytes done and the bytes there are.
+    :param progress: called now and then with the bytes of data done and those there are: zeros take no time.
     :raises ImageError: it failed; a target that did not exist is not there, one that was to be replaced is as before.
     """
     from .engine.convert import ConvertRequest
@@ -152,6 +152,30 @@ def compare(
         context.open(os.fspath(second), second_format) as right,
     ):
         return run(left, right, strict=strict)
+
+
+def checksum(
+    source: Name | Image,
+    format: str | None = None,
+    *,
+    algorithm: str = "sha256",
+    progress: Callable[[int, int], None] | None = None,
+    context: Context | None = None,
+) -> str:
+    """The checksum of what the guest sees: the same for the same disk in any format. ``docs/checksum.md`` defines it.
+
+    :param source: a file name, or an open image such as :func:`snapshot_view` returns.
+    :param algorithm: ``sha256``, ``sha512``, ``sha3_256``, ``blake2b`` or ``blake2s``.
+    :param progress: called now and then with the bytes done and the bytes there are.
+    :returns: hexadecimal digits.
+    """
+    from .engine.checksum import checksum as run
+    from .engine.copy import no_progress
+
+    if isinstance(source, Image):
+        return run(source, algorithm, progress or no_progress)
+    with (context or default_context()).open(os.fspath(source), format) as image:
+        return run(image, algorithm, progress or no_progress)
 
 
 def check(

@@ -14,7 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .errors import ImageError, reason_of
+from .arguments import Parser, UsageError, help_hint
+from .errors import ImageError, UnknownFormat, reason_of
+from .known import did_you_mean
 from .limits import TimeIsOver
 from .render.printer import Printer
 
@@ -25,12 +27,15 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "amend": "change options of an existing image",
+    "bench": "measure how fast an image answers many requests",
     "bitmap": "change the persistent dirty bitmaps of an image",
     "check": "look for inconsistencies in an image and repair them",
+    "checksum": "print a checksum of the content, the same for any format",
     "commit": "write what an overlay holds into its backing file",
     "compare": "tell whether two images have the same content",
     "convert": "copy images into a new one, in any format",
     "create": "make a new, empty image",
+    "dd": "copy a part of an image into a new one",
     "info": "describe an image",
     "map": "show where the data of an image is",
     "measure": "tell how much space an image would take",
@@ -40,8 +45,16 @@ COMMANDS = {
 }
 """The subcommands; ``commands/NAME.py`` has the code of each."""
 
+QEMU_IMG = "qemu-img"
+
+COMPATIBLE_VERSION = "10.0.2"
+"""The version of QEMU whose options and messages are followed; told to programs that look for a minimum."""
+
 TRACEBACK_VARIABLE = "DISKWRIGHT_TRACEBACK"
 """Environment variable: if set, expected errors show their traceback too."""
+
+PROGRESS_SIGNALS = ("SIGUSR1", "SIGINFO")
+"""Names of the signals that ask how far an operation has come; not every system has both."""
 
 
 class Interrupted(BaseException):
@@ -49,13 +62,6 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = number
-
-
-class Parser(argparse.ArgumentParser):
-    """Ends with the exit code and the advice that users of image tools know."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ImageError(message, hint=f"Try '{self.prog} --help' for more information")
 
 
 class App:
@@ -87,9 +93,12 @@ class App:
             self._context.warn = self._warn_of_image
         return self._context
 
-    def error(self, message: str, hint: str = "") -> None:
-        """Tell of a failure."""
-        self.err.line(f"{self.program}: {message}")
+    def error(self, message: str, hint: str = "", teller: str = "") -> None:
+        """Tell of a failure.
+
+        :param teller: who says so, if it is not the program as such.
+        """
+        self.err.line(f"{teller or self.program}: {message}")
         if hint:
             self.err.lines(hint)
 
@@ -140,7 +149,9 @@ def _report(app: App, failure: BaseException) -> int:
     except OSError:
         _silence_stdout()
     if isinstance(failure, ImageError):
-        app.error(str(failure), failure.hint)
+        if failure.before:
+            app.error(failure.before)
+        app.error(str(failure), failure.hint, getattr(failure, "teller", ""))
         return failure.exit_code
     app.error(reason_of(failure) if isinstance(failure, OSError) else "Out of memory")
     return 1
@@ -150,6 +161,9 @@ def entry_point() -> NoReturn:
     """The installed program: the name it is called by is the one it answers with."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    for name in PROGRESS_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)  # until something has progress to tell of
     program = os.path.basename(sys.argv[0])
     sys.exit(main(program="diskwright" if program == "__main__.py" else program))
 
@@ -159,25 +173,32 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _dispatch(app: App, arguments: list[str]) -> int:
-    if not arguments:
-        raise ImageError("Not enough arguments", hint=f"Try '{app.program} --help' for more information")
-    first, *rest = arguments
-    if first in ("-h", "--help"):
+    parser = Parser(prog=app.program, add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-V", "--version", action="store_true")
+    parser.add_argument("-T", "--trace", action="append", default=[])
+    options = parser.parse(arguments, first_only=True)
+    if options.help:
         app.out.write(_help(app.program))
         return 0
-    if first in ("-V", "--version"):
-        app.out.line(f"{app.program} {__version__}")
+    if options.version:
+        app.out.write(_version(app.program))
         return 0
-    if first.startswith("-"):
-        raise ImageError(f"unrecognized option '{first}'", hint=f"Try '{app.program} --help' for more information")
-    if first not in COMMANDS:
-        raise ImageError(f"Command not found: {first}", hint=_similar_command(first))
-    command: Any = import_module(f".commands.{first}", __package__)
-    parser = Parser(
-        prog=f"{app.program} {first}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    for text in options.trace:
+        app.warn(f"trace event '{text}' does not exist")
+    if not options.operands:
+        raise UsageError("Not enough arguments", hint=help_hint(app.program))
+    name, *rest = options.operands
+    if name not in COMMANDS:
+        advice = [did_you_mean(name, COMMANDS), help_hint(app.program)]
+        raise UsageError(f"Command not found: {name}", hint="\n".join(filter(None, advice)))
+    return _run(app, name, rest)
+
+
+def _run(app: App, name: str, arguments: list[str]) -> int:
+    """Run a subcommand."""
+    command: Any = import_module(f".commands.{name}", __package__)
+    parser = Parser(prog=f"{app.program} {name}", description=command.__doc__, formatter_class=_HelpFormatter)
     command.add_arguments(parser)
     parser.add_argument(
         "--object",
@@ -195,48 +216,77 @@ def _dispatch(app: App, arguments: list[str]) -> int:
         default=[],
         help="what may be opened and used, as backing=off,protocols=file,directories=/srv,memory=512M,time=10",
     )
-    rest, operands = getattr(command, "split_operands", split_at_dashes)(rest)
+    split = getattr(command, "split_operands", None)
+    arguments, operands = split(arguments) if split else (arguments, [])
     try:
-        # Options may stand anywhere among the operands.
-        options = parser.parse_intermixed_args(rest)
-    except SystemExit as done:  # --help has been printed
-        return int(done.code or 0)
+        options = parser.parse(arguments)
+    except SystemExit:  # --help has been printed
+        return 0
     options.operands += operands
     app.policies = options.policies
-    for text in options.objects:
-        app.context.objects.add(text)
-    code: int = command.run(options, app)
+    try:
+        for text in options.objects:
+            app.context.objects.add(text)
+        code: int = command.run(options, app)
+    except UsageError as error:
+        error.hint = error.hint or help_hint(parser.prog)
+        raise
+    except UnknownFormat as error:
+        error.hint = error.hint or _similar_format(options)
+        raise
     return code
 
 
-def split_at_dashes(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments before and after ``--``: what comes after are operands, even if they look like options."""
-    if "--" not in arguments:
-        return arguments, []
-    index = arguments.index("--")
-    return arguments[:index], arguments[index + 1 :]
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, and begins as users of image tools expect it."""
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, prefix or "Usage: ")
+
+
+def _version(program: str) -> str:
+    """What ``--version`` prints: by the name of qemu-img, in its form, since programs look for what it can do."""
+    if program != QEMU_IMG:
+        return f"diskwright {__version__}\n"
+    return (
+        f"{QEMU_IMG} version {COMPATIBLE_VERSION} (diskwright {__version__})\n"
+        "Copyright (c) the diskwright authors. An independent program, not made by the QEMU project.\n"
+    )
 
 
 def _help(program: str) -> str:
-    width = max(map(len, COMMANDS))
+    from textwrap import wrap
+
+    from .discovery import FORMAT_GROUP, PROTOCOL_GROUP, entry_points
+
+    names = " ".join(sorted({point.name for group in (FORMAT_GROUP, PROTOCOL_GROUP) for point in entry_points(group)}))
     lines = [
-        f"Usage: {program} COMMAND [OPTIONS] ARGUMENTS",
+        _version(program).rstrip("\n"),
+        f"Usage: {program} [-h | --help] [-V | --version] COMMAND [OPTIONS] ARGUMENTS",
         "",
         "Create, inspect, convert, check and change virtual disk images.",
         "",
         "Commands:",
-        *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
+        *(f"  {name} - {text}" for name, text in COMMANDS.items()),
         "",
         f"'{program} COMMAND --help' tells the options of a command.",
+        "",
+        "Supported image formats:",
+        "",
+        *wrap(names, 75, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _similar_command(name: str) -> str:
-    from difflib import get_close_matches
+def _similar_format(options: argparse.Namespace) -> str:
+    """Advice for a format that does not exist: the installed one that was probably meant."""
+    from .discovery import FORMAT_GROUP, entry_points
 
-    close = get_close_matches(name, COMMANDS, n=1)
-    return f"Did you mean '{close[0]}'?" if close else ""
+    installed = {point.name for point in entry_points(FORMAT_GROUP)}
+    for name, value in vars(options).items():
+        if name.endswith("format") and isinstance(value, str) and value not in installed:
+            return did_you_mean(value, installed)
+    return ""
 
 
 def _silence_stdout() -> None:

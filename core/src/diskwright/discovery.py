@@ -11,8 +11,11 @@ import sys
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from .hookspecs import GROUPS
-
+FORMAT_GROUP = "diskwright.formats"
+PROTOCOL_GROUP = "diskwright.protocols"
+FILTER_GROUP = "diskwright.filters"
+GROUPS = (FORMAT_GROUP, PROTOCOL_GROUP, FILTER_GROUP)
+"""The entry point groups that drivers are found in."""
 CACHE_VERSION = "2"
 
 

@@ -14,13 +14,15 @@ class ImageError(Exception):
 
     :param message: one line for the user.
     :param hint: further lines (advice), printed after the message.
+    :param before: a message of its own that comes before this one.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", before: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+        self.before = before
 
     def in_context(self, prefix: str) -> ImageError:
         """A copy of this error, of the same class, whose message starts with ``prefix: ``."""

@@ -33,7 +33,9 @@ def parse_filename(name: str) -> FileName:
     """Take apart a name that a user gave, or a backing name (those may have a protocol)."""
     prefix = protocol_prefix(name)
     if prefix == "file":
-        return local_filename(name.removeprefix("file:"))
+        path = name.removeprefix("file:")
+        # Shown to users, who may use it again: a path that looks like one with a protocol needs something in front.
+        return local_filename(path if protocol_prefix(path) is None else f"./{path}")
     if prefix is not None:
         return FileName(prefix, name)
     return local_filename(name)

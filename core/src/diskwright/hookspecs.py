@@ -16,16 +16,15 @@ from typing import Any, NamedTuple, Protocol
 
 import pluggy
 
+from . import discovery
 from .errors import ImageError
 from .extent import Extent, ExtentTable
 from .node import Image, Node
 from .options import Option
 
-FORMAT_GROUP = "diskwright.formats"
-PROTOCOL_GROUP = "diskwright.protocols"
-FILTER_GROUP = "diskwright.filters"
-GROUPS = (FORMAT_GROUP, PROTOCOL_GROUP, FILTER_GROUP)
-"""The entry point groups that drivers are found in."""
+FORMAT_GROUP = discovery.FORMAT_GROUP
+PROTOCOL_GROUP = discovery.PROTOCOL_GROUP
+FILTER_GROUP = discovery.FILTER_GROUP
 
 PROJECT = "diskwright"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from .errors import InvalidOption
-from .sizes import MAX_INT64, MAX_UINT64, SizeOutOfRange, parse_size
+from .sizes import MAX_INT64, MAX_UINT64, OutOfRange, parse_integer, parse_size
 
 
 class OptionType(Enum):
@@ -59,7 +59,7 @@ class Option:
     def _parse_size(self, text: str) -> int:
         try:
             return parse_size(text)
-        except SizeOutOfRange:
+        except OutOfRange:
             raise InvalidOption(f"Value '{text}' is out of range for parameter '{self.name}'") from None
         except InvalidOption:
             raise InvalidOption(
@@ -95,10 +95,7 @@ def parse_number(name: str, text: str) -> int:
     A negative one counts back from 2**64, as in QEMU: what it is too large for says so.
     """
     try:
-        digits = text.strip()
-        unsigned = digits.lstrip("+-")
-        octal = len(unsigned) > 1 and unsigned[0] == "0" and unsigned.isdecimal()
-        number = int(digits, 8 if octal else 0)
+        number = parse_integer(text)
     except ValueError:
         raise InvalidOption(f"Parameter '{name}' expects a number") from None
     if abs(number) > MAX_UINT64:
@@ -113,7 +110,7 @@ def split_option_string(text: str) -> list[tuple[str, str | None]]:
     :raises InvalidOption: the list is empty, or starts or ends with a separating comma.
     """
     parts = text.replace(",,", "\0").split(",")
-    if not all(parts):
+    if text.startswith(",") or not all(parts):
         raise InvalidOption(f"Invalid option list: {text}")
     pairs: list[tuple[str, str | None]] = []
     for part in parts:
@@ -130,6 +127,15 @@ def option_values(text: str) -> dict[str, str]:
 def asks_for_help(text: str) -> bool:
     """Whether an option string has ``help`` or ``?`` in the place of an option."""
     return any(name in ("help", "?") and value is None for name, value in split_option_string(text))
+
+
+def ask_for_help(texts: Iterable[str]) -> bool:
+    """As :func:`asks_for_help` for several option strings, all of which are looked at.
+
+    :raises InvalidOption: one of them is malformed, wherever help was asked for.
+    """
+    asked = [asks_for_help(text) for text in texts]
+    return any(asked)
 
 
 def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +156,9 @@ def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str,
             elif value is None and name.startswith("no") and name[2:] in by_name:
                 values[name[2:]] = by_name[name[2:]].parse("off")
             else:
-                raise InvalidOption(f"Invalid parameter '{name}'", hint=_nearest(name, by_name))
+                from .known import did_you_mean
+
+                raise InvalidOption(f"Invalid parameter '{name}'", hint=did_you_mean(name, by_name))
     return values
 
 
@@ -174,13 +182,6 @@ def runtime_values(declared: Sequence[Option], given: Mapping[str, str], unknown
             raise InvalidOption(unknown.format(name))
         values[name] = option.parse(text)
     return values
-
-
-def _nearest(name: str, known: Mapping[str, Option]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, n=1)
-    return f"Did you mean '{close[0]}'?" if close else ""
 
 
 def merge_declared(*groups: Sequence[Option]) -> list[Option]:

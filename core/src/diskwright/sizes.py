@@ -10,12 +10,18 @@ _UNITS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
 _HEX = re.compile(r"\s*0[xX]([0-9a-fA-F]+)")
 _DECIMAL = re.compile(r"\s*(?:(\d+)(\.\d*)?|(\.\d+))([bBkKmMgGtTpPeE])?", re.ASCII)
 
+_INTEGER = re.compile(r"\s*([-+]?)(0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
+_NEGATIVE = re.compile(r"\s*-(?:0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
+
+_LONGEST = 1000
+"""Characters; Python refuses to read numbers of several thousand."""
+
 MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
 
 
-class SizeOutOfRange(InvalidOption):
-    """A size, but one that is negative or does not fit into 64 bits."""
+class OutOfRange(InvalidOption):
+    """A number, but one that is too small or too large for its purpose."""
 
 
 def parse_size(text: str) -> int:
@@ -23,20 +29,23 @@ def parse_size(text: str) -> int:
 
     :returns: 0 .. 2**64 - 1.
     :raises InvalidOption: with only the offending text as message; callers say what it was meant for.
-    :raises SizeOutOfRange: likewise.
-    Source: qemu ``qemu_strtosz``; fractions need a suffix other than ``b`` and are rounded half up.
+    :raises OutOfRange: it is a size, but a negative one or one that large.
+    Source: qemu ``qemu_strtosz``; fractions other than zero need a suffix other than ``b`` and are rounded half up.
     """
-    unsigned = text.lstrip().removeprefix("-")
-    size = _parse(unsigned)
+    size = _parse(text)
+    if size is None and _NEGATIVE.fullmatch(text):
+        raise OutOfRange(text)
     if size is None:
         raise InvalidOption(text)
-    if size > MAX_UINT64 or (size and unsigned != text.lstrip()):
-        raise SizeOutOfRange(text)
+    if size > MAX_UINT64:
+        raise OutOfRange(text)
     return size
 
 
 def _parse(text: str) -> int | None:
     """A size of any magnitude, ``None`` if the text is none."""
+    if len(text) > _LONGEST:
+        return None
     if match := _HEX.fullmatch(text):
         return int(match[1], 16)
     match = _DECIMAL.fullmatch(text)
@@ -44,25 +53,55 @@ def _parse(text: str) -> int | None:
         return None
     fraction = match[2] or match[3] or ""
     shift = _UNITS[(match[4] or "b").lower()]
-    if fraction and not shift:
-        return None
     decimals = fraction.removeprefix(".")
+    if decimals.strip("0") and not shift:
+        return None
     scaled = int((match[1] or "") + decimals) << shift
     divisor: int = 10 ** len(decimals)
     return (2 * scaled + divisor) // (2 * divisor)
 
 
-def parse_cli_size(text: str, noun: str) -> int:
-    """A size given on the command line, 0 .. 2**63 - 1.
+def parse_cli_size(text: str, noun: str, least: int = 0, most: int = MAX_INT64) -> int:
+    """A size given on the command line.
 
     :param noun: what the size is of, for messages: ``image size``, ``buffer size``.
+    :param least: the smallest size that makes sense, bytes; ``most`` the largest.
     """
-    size = _parse(text.lstrip().removeprefix("-"))
-    if size is None:
-        raise InvalidOption(f"Invalid {noun} specified: '{text}'")
-    if size > MAX_INT64 or text.lstrip().startswith("-"):
-        raise InvalidOption(f"Invalid {noun} specified. Must be between 0 and {MAX_INT64}.")
-    return size
+    size = _parse(text)
+    if size is None and not _NEGATIVE.fullmatch(text):
+        raise InvalidOption(f"Invalid {noun} specified: '{text}'.")
+    return _bounded(-1 if size is None else size, noun, least, most)
+
+
+def parse_cli_number(text: str, noun: str, least: int, most: int) -> int:
+    """A count given on the command line: decimal, ``0x`` hexadecimal or ``0`` octal, without a suffix.
+
+    :param noun: what is counted, for messages.
+    :param least: the smallest number that makes sense; ``most`` the largest.
+    """
+    try:
+        number = parse_integer(text)
+    except ValueError:
+        raise InvalidOption(f"Invalid {noun} specified: '{text}'.") from None
+    return _bounded(number, noun, least, most)
+
+
+def parse_integer(text: str) -> int:
+    """A whole number as C programs read it: decimal, ``0x`` hexadecimal or ``0`` octal.
+
+    :raises ValueError: it is none.
+    """
+    if not (match := _INTEGER.fullmatch(text)):
+        raise ValueError(text)
+    digits = match[2]
+    octal = len(digits) > 1 and digits[0] == "0" and digits.isdecimal()
+    return int(match[1] + digits, 8 if octal else 0)
+
+
+def _bounded(number: int, noun: str, least: int, most: int) -> int:
+    if not least <= number <= most:
+        raise OutOfRange(f"Invalid {noun} specified. Must be between {least} and {most}.")
+    return number
 
 
 def human_size(size: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from diskwright.cli import main
 from diskwright.context import Context
 from diskwright.engine.convert import ConvertRequest, convert
 from diskwright.engine.creation import CreateRequest, create
@@ -303,3 +304,11 @@ def test_map_shows_no_places(tmp_path: Path, context: Context) -> None:
     ]
     assert extents[1].flags == Flag.ENCRYPTED
     assert all(extent.node_offset is None for extent in extents)
+
+
+def test_an_overlay_is_made_without_the_secret_of_its_backing_file(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    assert main(["create", "-q", *SECRET, "-f", "qcow2", "-o", crypt_options("luks"), str(base), "1M"]) == 0
+    assert main(["create", "-q", "-f", "qcow2", "-b", str(base), "-F", "qcow2", str(top)]) == 0
+    with Context().open(str(top), "qcow2", backing=False) as image:
+        assert image.size == 1 << 20

@@ -10,14 +10,16 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..arguments import UsageError
 from ..errors import InvalidOption
-from ..options import asks_for_help, help_table
+from ..options import ask_for_help, help_table
 from .common import (
     add_cache_argument,
     add_image_arguments,
     add_progress_argument,
     add_quiet_argument,
     cache_mode,
+    progress_of,
     single_operand,
 )
 
@@ -41,18 +43,24 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, app: App) -> int:
     """Run ``amend``."""
     if not args.options:
-        raise InvalidOption("Must specify options (-o)")
-    if any(asks_for_help(text) for text in args.options):
+        raise UsageError("Must specify options (-o)")
+    if ask_for_help(args.options):
         return _show_options(args, app)
-    filename = single_operand(args)
+    filename = _operand(args)
     cache = cache_mode(args.cache, "cache")
     from ..engine.amend import AmendRequest, amend
-    from ..render.progress import Progress
 
-    with Progress(app.out, app.err, shown=args.progress and not args.quiet) as progress:
+    with progress_of(args, app) as progress:
         amend(app.context, AmendRequest(filename, args.options, args.format, args.force, cache), progress.update)
         progress.update(1, 1)
     return 0
+
+
+def _operand(args: Namespace) -> str:
+    try:
+        return single_operand(args)
+    except UsageError as error:
+        raise InvalidOption(str(error)) from None  # said without advice here
 
 
 def _show_options(args: Namespace, app: App) -> int:
@@ -61,7 +69,7 @@ def _show_options(args: Namespace, app: App) -> int:
 
     format = args.format
     if format is None:
-        with app.context.open(single_operand(args), backing=False, describe_only=True) as image:
+        with app.context.open(_operand(args), backing=False, describe_only=True) as image:
             format = image.driver
     app.out.lines(help_table(f"Amend options for '{format}':", amend_options(app.context, format)))
     return 0

@@ -14,7 +14,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import ImageError, InvalidOption
+from ..arguments import UsageError
+from ..errors import ImageError
 from .common import add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run(args: Namespace, app: App) -> int:
     """Run ``check``."""
     as_json = wants_json(args)
     if args.repair not in (None, "leaks", "all"):
-        raise InvalidOption(f"--repair (-r) expects 'leaks' or 'all', not '{args.repair}'")
+        raise UsageError(f"--repair (-r) expects 'leaks' or 'all' not '{args.repair}'")
     filename = single_operand(args)
     cache = cache_mode(args.cache)
     from ..engine.checking import CheckRequest, check_file

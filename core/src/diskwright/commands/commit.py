@@ -20,6 +20,7 @@ from .common import (
     add_quiet_argument,
     add_rate_argument,
     cache_mode,
+    progress_of,
     rate_limit,
     single_operand,
 )
@@ -44,7 +45,6 @@ def run(args: Namespace, app: App) -> int:
     """Run ``commit``."""
     filename = single_operand(args)
     from ..engine.commit import CommitRequest, commit
-    from ..render.progress import Progress
 
     request = CommitRequest(
         filename=filename,
@@ -54,7 +54,7 @@ def run(args: Namespace, app: App) -> int:
         cache=cache_mode(args.cache, "cache"),
         rate=rate_limit(args.rate),
     )
-    with Progress(app.out, app.err, shown=args.progress and not args.quiet) as progress:
+    with progress_of(args, app) as progress:
         commit(app.context, request, progress.update)
     if not args.quiet:
         app.out.line("Image committed.")

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
+from ..arguments import UsageError
 from ..errors import InvalidOption
 from ..sizes import parse_cli_size
 from ..trees import OptionString
+
+if TYPE_CHECKING:
+    from ..cli import App
+    from ..render.progress import Progress
 
 _CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
 
@@ -44,8 +50,28 @@ def add_quiet_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_progress_argument(parser: argparse.ArgumentParser) -> None:
-    """``-p``."""
-    parser.add_argument("-p", "--progress", action="store_true", help="show progress")
+    """``-p``; use it with :func:`progress_of`."""
+    parser.add_argument(
+        "-p",
+        "--progress",
+        nargs="?",
+        const="text",
+        metavar="json",
+        help="show progress; =json: on stderr for programs",
+    )
+
+
+def progress_of(args: argparse.Namespace, app: App, step: float = 1.0) -> Progress:
+    """What shows the progress of a command with ``-p``, and perhaps ``-q``, as it was asked for.
+
+    :param step: percent by which it must have moved to be shown again to scripts.
+    :raises UsageError: it was to be shown in a form that does not exist.
+    """
+    from ..render.progress import Progress
+
+    if args.progress not in (None, "text", "json"):
+        raise UsageError(f"--progress expects 'text' or 'json' not '{args.progress}'")
+    return Progress(app.out, app.err, shown=None if args.quiet else args.progress, step=step)
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
@@ -68,13 +94,28 @@ def rate_limit(text: str | None) -> int | None:
     return None if text is None else parse_cli_size(text, "rate limit") or None
 
 
+def snapshot_argument(text: str | None) -> None:
+    """Check what was given with ``-l``.
+
+    :raises InvalidOption: it has the form ``snapshot.NAME=VALUE`` and there is no such NAME.
+    """
+    if text is None:
+        return
+    from ..engine.snapshots import require_well_formed
+
+    try:
+        require_well_formed(text)
+    except InvalidOption as error:
+        raise InvalidOption(f"Failed in parsing snapshot param '{text}'", hint=error.hint, before=str(error)) from None
+
+
 def wants_json(args: argparse.Namespace) -> bool:
     """Whether ``--output json`` was given.
 
     :raises InvalidOption: something else than the two forms was.
     """
     if args.output not in ("human", "json"):
-        raise InvalidOption(f"--output expects 'human' or 'json', not '{args.output}'")
+        raise UsageError(f"--output expects 'human' or 'json' not '{args.output}'")
     return bool(args.output == "json")
 
 
@@ -84,7 +125,7 @@ def single_operand(args: argparse.Namespace) -> str:
     :raises InvalidOption: there is none, or more than one, or an option string and a format.
     """
     if len(args.operands) != 1:
-        raise InvalidOption("Expecting one image file name")
+        raise UsageError("Expecting one image file name")
     return image_name(args, args.operands[0], args.format)
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..arguments import UsageError
 from ..errors import ImageError, InvalidOption
-from .common import add_image_opts_argument, cache_mode, image_name
+from .common import add_image_opts_argument, add_progress_argument, cache_mode, image_name, progress_of
 
 if TYPE_CHECKING:
     from ..cli import App
@@ -34,7 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-s", "--strict", action="store_true", help="sizes and allocation must be the same too")
     parser.add_argument("-T", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
     parser.add_argument("-U", "--force-share", action="store_true", help="open images that others are writing to")
-    parser.add_argument("-p", "--progress", action="store_true", help="show progress")
+    add_progress_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the two images")
 
@@ -42,9 +43,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, app: App) -> int:
     """Run ``compare``."""
     if len(args.operands) != 2:
-        raise InvalidOption("Expecting two image file names")
+        raise UsageError("Expecting two image file names")
     from ..engine.compare import compare
-    from ..render.progress import Progress
 
     def warn_of_size() -> None:
         if not args.quiet:
@@ -55,11 +55,10 @@ def run(args: Namespace, app: App) -> int:
     except InvalidOption as error:
         error.exit_code = EXIT_NOT_OPENED
         raise
-    shown = args.progress and not args.quiet
     with (
         _open(app, left, args.a_format, args) as first,
         _open(app, right, args.b_format, args) as second,
-        Progress(app.out, app.err, shown=shown, step=PROGRESS_STEP) as progress,
+        progress_of(args, app, PROGRESS_STEP) as progress,
     ):
         result = compare(first, second, strict=args.strict, progress=progress.update, on_tail=warn_of_size)
         if not args.quiet:

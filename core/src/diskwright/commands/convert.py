@@ -13,11 +13,20 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidOption, UnknownFormat
-from ..options import asks_for_help
-from ..sizes import parse_cli_size
+from ..errors import InvalidOption
+from ..options import ask_for_help
+from ..sizes import parse_cli_number, parse_cli_size
 from ..trees import OptionString
-from .common import add_image_opts_argument, add_rate_argument, cache_mode, image_name, rate_limit
+from .common import (
+    add_image_opts_argument,
+    add_progress_argument,
+    add_rate_argument,
+    cache_mode,
+    image_name,
+    progress_of,
+    rate_limit,
+    snapshot_argument,
+)
 from .create import show_options
 
 if TYPE_CHECKING:
@@ -86,29 +95,27 @@ def _add_copy_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-T", "--source-cache", metavar="MODE", default="writeback", help="cache mode of the sources")
     parser.add_argument("-U", "--force-share", action="store_true", help="open sources that others are writing to")
-    parser.add_argument("-p", "--progress", action="store_true", help="show progress")
+    add_progress_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(args: Namespace, app: App) -> int:
     """Run ``convert``."""
-    if any(asks_for_help(text) for text in args.options):
+    if ask_for_help(args.options):
         return show_options(app, args.target_format or "raw", args.operands[-1] if args.operands else None)
+    snapshot_argument(args.snapshot)
     if len(args.operands) < 2:
         raise InvalidOption("Must specify image file name")
     _check_source(args)
     _check_target(args)
     from ..engine.convert import convert
-    from ..render.progress import Progress
+    from ..engine.creation import require_format
 
     format = None if args.target_image_opts else args.target_format or "raw"
     if format is not None:
-        try:
-            app.context.formats.load(format)
-        except UnknownFormat as error:
-            raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
+        require_format(app.context, format)
     request = _request(args, format)
-    with Progress(app.out, app.err, shown=args.progress and not args.quiet, step=1.0) as progress:
+    with progress_of(args, app) as progress:
         convert(app.context, request, progress.update)
     return 0
 
@@ -181,9 +188,4 @@ def _sparse_size(text: str) -> int:
 
 
 def _parallel(text: str) -> int:
-    if not text.isdecimal():
-        raise InvalidOption(f"Invalid number of coroutines specified: '{text}'")
-    count = int(text)
-    if not 1 <= count <= MAX_PARALLEL:
-        raise InvalidOption(f"Invalid number of coroutines specified. Must be between 1 and {MAX_PARALLEL}.")
-    return count
+    return parse_cli_number(text, "number of coroutines", 1, MAX_PARALLEL)

@@ -14,8 +14,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..arguments import UsageError
 from ..errors import ImageError, InvalidOption
-from ..options import asks_for_help, help_table, parse_options
+from ..options import ask_for_help, help_table, parse_options
 from ..sizes import MAX_INT64, parse_cli_size
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, app: App) -> int:
     """Run ``create``."""
-    if any(asks_for_help(text) for text in args.options):
+    if ask_for_help(args.options):
         return show_options(app, args.format, args.operands[0] if args.operands else None)
     if not args.operands:
-        raise InvalidOption("Expecting image file name")
+        raise UsageError("Expecting image file name")
     filename, *rest = args.operands
     if len(rest) > 1:
-        raise InvalidOption(f"Unexpected argument: {rest[1]}")
+        raise UsageError(f"Unexpected argument: {rest[1]}")
     size = parse_cli_size(rest[0], "image size") if rest else None
     try:
         _create(args, app, filename, size)

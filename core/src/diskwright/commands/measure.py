@@ -11,9 +11,9 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidOption
-from ..options import asks_for_help
+from ..options import ask_for_help
 from ..sizes import parse_cli_size
-from .common import add_image_opts_argument, add_output_argument, image_name, wants_json
+from .common import add_image_opts_argument, add_output_argument, image_name, snapshot_argument, wants_json
 from .create import show_options
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, app: App) -> int:
     """Run ``measure``."""
-    if any(asks_for_help(text) for text in args.options):
+    if ask_for_help(args.options):
         return show_options(app, args.target_format, None)
+    snapshot_argument(args.snapshot)
     as_json = wants_json(args)
     size = None if args.size is None else parse_cli_size(args.size, "image size")
     source = _source(args)

@@ -13,13 +13,14 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidOption
+from ..arguments import UsageError
 from .common import (
     add_cache_argument,
     add_progress_argument,
     add_quiet_argument,
     add_source_arguments,
     cache_mode,
+    progress_of,
     single_operand,
 )
 
@@ -50,9 +51,8 @@ def run(args: Namespace, app: App) -> int:
     """Run ``rebase``."""
     filename = single_operand(args)
     if args.backing is None and not args.backing_unsafe:
-        raise InvalidOption("Must specify backing file (-b) or use unsafe mode (-u)")
+        raise UsageError("Must specify backing file (-b) or use unsafe mode (-u)")
     from ..engine.rebase import RebaseRequest, rebase
-    from ..render.progress import Progress
 
     request = RebaseRequest(
         filename=filename,
@@ -65,6 +65,6 @@ def run(args: Namespace, app: App) -> int:
         cache=cache_mode(args.cache, "cache"),
         backing_cache=cache_mode(args.backing_cache),
     )
-    with Progress(app.out, app.err, shown=args.progress and not args.quiet, step=PROGRESS_STEP) as progress:
+    with progress_of(args, app, PROGRESS_STEP) as progress:
         rebase(app.context, request, progress.update)
     return 0

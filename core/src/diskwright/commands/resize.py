@@ -15,8 +15,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from ..cli import split_at_dashes
-from ..errors import InvalidOption
+from ..arguments import UsageError
 from ..options import Option, OptionType
 from .common import add_image_arguments, add_quiet_argument, image_name
 
@@ -46,17 +45,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 def split_operands(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Let the last argument be an operand if it is a negative size, which looks like an option."""
     if arguments and re.match(r"-[\d.]", arguments[-1]):
-        before, operands = split_at_dashes(arguments[:-1])
-        return before, [*operands, arguments[-1]]
-    return split_at_dashes(arguments)
+        return arguments[:-1], arguments[-1:]
+    return arguments, []
 
 
 def run(args: Namespace, app: App) -> int:
     """Run ``resize``."""
     if len(args.operands) < 2:
-        raise InvalidOption("Expecting image file name and size")
+        raise UsageError("Expecting image file name and size")
     if len(args.operands) > 2:
-        raise InvalidOption("Extra argument(s) in command line")
+        raise UsageError("Extra argument(s) in command line")
     from ..engine.resize import ResizeRequest, ShrinkRefused, resize
 
     filename, text = args.operands

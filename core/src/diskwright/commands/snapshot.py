@@ -12,7 +12,7 @@ from argparse import ArgumentParser, Namespace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ..errors import InvalidOption
+from ..arguments import UsageError
 from .common import add_quiet_argument, add_source_arguments, single_operand
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run(args: Namespace, app: App) -> int:
     """Run ``snapshot``."""
     actions = args.actions or [("list", "")]
     if len(actions) > 1:
-        raise InvalidOption("Cannot mix '-l', '-a', '-c', '-d'")
+        raise UsageError("Cannot mix '-l', '-a', '-c', '-d'")
     filename = single_operand(args)
     action, name = actions[0]
     from ..engine import snapshots

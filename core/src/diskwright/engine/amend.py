@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidOption, UnsupportedOperation
+from ..errors import InvalidOption, UnknownFormat, UnsupportedOperation
+from ..known import READ_ONLY_FORMATS
 from ..options import Option, parse_options, split_option_string
 from .copy import Progress, no_progress
 
@@ -46,10 +47,19 @@ def amend_options(context: Context, format: str) -> Sequence[Option]:
 
     :raises UnsupportedOperation: none of them can.
     """
-    if not context.formats.has("amend", format) or not context.formats.has("amend_options", format):
+    if not _can_amend(context, format):
         raise UnsupportedOperation(f"Format driver '{format}' does not support option amendment")
     declared: Sequence[Option] = context.formats.call("amend_options", format)
     return declared
+
+
+def _can_amend(context: Context, format: str) -> bool:
+    try:
+        return context.formats.has("amend", format) and context.formats.has("amend_options", format)
+    except UnknownFormat as error:
+        if format in READ_ONLY_FORMATS:
+            return False
+        raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
 
 
 def _values(context: Context, format: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, NodeIOError, UnsupportedOperation
+from ..filenames import protocol_prefix
 from ..node import Image, Node, WritableImage
 from ..passing import unfiltered
 from .chain import layers
@@ -77,10 +78,23 @@ def find_base(top: Image, base: str | None, filename: str) -> int:
     if base is None:
         return 1
     for depth, (overlay, layer) in enumerate(pairwise(chain), 1):
-        if base in _names(overlay, layer) or os.path.realpath(base) == os.path.realpath(layer.filename):
+        if _names(overlay, layer, base):
             return depth
     raise ImageError(f"Did not find '{base}' in the backing chain of '{filename}'")
 
 
-def _names(overlay: Node, layer: Node) -> set[str | None]:
-    return {layer.filename, overlay.backing_file if isinstance(overlay, Image) else None}
+def _names(overlay: Node, layer: Node, base: str) -> bool:
+    """Whether a name means the layer below an overlay: as the overlay spells it, or as a path from where that is."""
+    if isinstance(overlay, Image) and overlay.backing_file == base:
+        return True
+    if protocol_prefix(base) is not None:
+        return layer.filename == base
+    if protocol_prefix(layer.filename) is not None:
+        return False
+    path = os.path.join(os.path.dirname(_path(overlay)), base)
+    return os.path.realpath(path) == os.path.realpath(layer.filename)
+
+
+def _path(overlay: Node) -> str:
+    """The path of an overlay, however it was named."""
+    return overlay.file.filename if isinstance(overlay, Image) else overlay.filename

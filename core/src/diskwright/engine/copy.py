@@ -9,13 +9,12 @@ luck; the data itself is written side by side.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from ..errors import ImageError, NodeIOError, UnsupportedOperation
-from ..extent import Extent, Kind
 from ..node import (
     SECTOR,
     AlwaysCompressing,
@@ -28,8 +27,8 @@ from ..node import (
     write_placed,
 )
 from ..waiting import pause
-from .chain import layers, resolve
 from .offload import copy_extent
+from .plan import Piece, Task, amount, pieces_of, plan
 from .pool import Turnstile, Workers, worker_count
 from .ranges import Range, aligned, difference, intersection, joined
 from .rate import RateLimit
@@ -40,8 +39,11 @@ CELL = 1 << 20
 ZERO_CELLS = 1024
 """Zeros are written this many cells at once."""
 
+REPORT_STEP = 2 << 20
+"""Bytes of data by which progress moves within a run of data, as with QEMU; at the end of a run it always does."""
+
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes done and the bytes there are, by several threads but one at a time."""
+"""Called with the bytes of data done and those there are (zeros take no time), by several threads but one at a time."""
 
 
 Salvage: TypeAlias = Callable[[int, int, Exception], None]
@@ -83,35 +85,6 @@ class CopyOptions:
     offload: bool = False
 
 
-class Piece(NamedTuple):
-    """A range of the target and where its bytes come from; without an extent they are zeros."""
-
-    offset: int
-    length: int
-    layer: Node | None
-    extent: Extent | None
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
-
-    def part(self, start: int, end: int) -> Piece:
-        """The piece between two target offsets inside it."""
-        extent = self.extent
-        if extent is not None:
-            skipped = start - self.offset
-            placed = None if extent.node_offset is None else extent.node_offset + skipped
-            extent = extent._replace(offset=extent.offset + skipped, length=end - start, node_offset=placed)
-        return Piece(start, end - start, self.layer, extent)
-
-
-class Task(NamedTuple):
-    """The pieces of one cell, in order, perhaps with gaps; or many cells of zeros."""
-
-    number: int
-    pieces: list[Piece]
-
-
 def copy(sources: Sequence[Image], target: Image, options: CopyOptions, progress: Progress = no_progress) -> None:
     """Copy the guest bytes of the sources, one behind the other, into the target.
 
@@ -122,59 +95,6 @@ def copy(sources: Sequence[Image], target: Image, options: CopyOptions, progress
     if not isinstance(target, WritableImage):
         raise UnsupportedOperation(f"Format driver '{target.driver}' does not support writing")
     _Copy(sources, target, options, progress).run()
-
-
-def pieces_of(sources: Sequence[Image], options: CopyOptions) -> Iterator[Piece]:
-    """What is to be written, in the order of the target; what needs no writing is left out."""
-    base = 0
-    zeros_end = _zeros_end(options, sum(source.size for source in sources))
-    for source in sources:
-        chain = layers(source)
-        for table in resolve(source, depth_limit=options.depth_limit):
-            for extent in table:
-                start = base + extent.offset
-                if extent.kind in (Kind.DATA, Kind.ENCODED):
-                    yield Piece(start, extent.length, chain[extent.depth], extent)
-                elif start < zeros_end and not (options.depth_limit and extent.kind is Kind.ABSENT):
-                    yield Piece(start, min(extent.length, zeros_end - start), None, None)
-        base += source.size
-
-
-def _zeros_end(options: CopyOptions, total: int) -> int:
-    """The offset up to which zeros have to be written; behind it the target reads as zeros by itself."""
-    if not options.target_is_zero or not options.sparse_size:
-        return total
-    return options.backing_size
-
-
-def plan(pieces: Iterable[Piece], cell: int, zeros_at_once: int) -> Iterator[Task]:
-    """Cut pieces at the borders of cells and gather those of the same cell.
-
-    :param cell: bytes.
-    :param zeros_at_once: bytes, a multiple of ``cell``; zeros over whole cells become tasks of up to this many.
-    """
-    number = 0
-    gathered: list[Piece] = []
-    for piece in pieces:
-        for part in _cut(piece, cell, zeros_at_once):
-            if gathered and part.offset // cell != gathered[-1].offset // cell:
-                yield Task(number, gathered)
-                number += 1
-                gathered = []
-            gathered.append(part)
-    if gathered:
-        yield Task(number, gathered)
-
-
-def _cut(piece: Piece, cell: int, zeros_at_once: int) -> Iterator[Piece]:
-    start = piece.offset
-    while start < piece.end:
-        step = cell
-        if piece.extent is None and start % cell == 0:
-            step = min(zeros_at_once, max(cell, (piece.end - start) // cell * cell))
-        end = min(piece.end, start // cell * cell + step)
-        yield piece.part(start, end)
-        start = end
 
 
 class _Copy:
@@ -194,7 +114,7 @@ class _Copy:
         self.cell = max(CELL, cluster or 0)
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
         self.block = cluster or max(SECTOR, 1 << max(options.sparse_size, 1).bit_length() - 1)
-        self.total = sum(source.size for source in sources)
+        self.sources = sources
         at_once = self.cell * ZERO_CELLS if options.sparse_size else self.cell
         self.tasks = plan(pieces_of(sources, options), self.cell, at_once)
         self.tasks_lock = threading.Lock()
@@ -202,12 +122,15 @@ class _Copy:
         self.turnstile = Turnstile(self.workers, ordered=not options.out_of_order)
         self.progress = progress
         self.progress_lock = threading.Lock()
-        self.done = 0
+        self.amount = self.done = self.reported = 0
         self.rate = RateLimit(options.rate) if options.rate else None
 
     def run(self) -> None:
+        if self.progress is not no_progress:
+            with _failing_map():
+                self.amount = amount(self.sources, self.options)
         self.workers.run(self._work)
-        self.progress(self.total, self.total)
+        self.progress(self.amount, self.amount)
 
     def _work(self) -> None:
         import mmap
@@ -217,21 +140,21 @@ class _Copy:
         buffer = memoryview(mmap.mmap(-1, self.cell))
         while (task := self._next_task()) is not None:
             self._do(task, buffer)
-            self._report(task.pieces[-1].end)
+            self._report(task)
 
     def _next_task(self) -> Task | None:
         with self.tasks_lock:
             self.workers.check()
-            try:
+            with _failing_map():
                 return next(self.tasks, None)
-            except OSError as error:
-                raise ImageError(f"error while reading block status: {NodeIOError('', error)}") from error
 
-    def _report(self, position: int) -> None:
+    def _report(self, task: Task) -> None:
+        copied = sum(p.length for p in task.pieces if p.extent is not None or not self.options.sparse_size)
         with self.progress_lock:
-            if position > self.done:
-                self.done = position
-                self.progress(min(position, self.total), self.total)
+            self.done += copied
+            if copied and (task.ends_run or self.done - self.reported >= REPORT_STEP):
+                self.reported = self.done
+                self.progress(min(self.done, self.amount), self.amount)
 
     def _do(self, task: Task, buffer: memoryview) -> None:
         """Copy one cell, or write many cells of zeros."""
@@ -392,6 +315,15 @@ def write_zeroes(target: WritableImage, offset: int, length: int) -> None:
     zeros = bytes(min(length, CELL))
     for start in range(offset, offset + length, CELL):
         target.write_at(start, memoryview(zeros)[: min(CELL, offset + length - start)])
+
+
+@contextmanager
+def _failing_map() -> Iterator[None]:
+    """Say that it is not the data that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"error while reading block status: {NodeIOError('', error)}") from error
 
 
 @contextmanager

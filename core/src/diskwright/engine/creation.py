@@ -11,6 +11,7 @@ from ..errors import ImageError, InvalidOption, LockConflict, NodeIOError, Unkno
 from ..filenames import FileName, backing_filename, local_filename, parse_filename
 from ..graph import OpenRequest, attach_backing, open_format
 from ..hookspecs import CreatedNode, CreateOptions
+from ..known import READ_ONLY_FORMATS
 from ..node import SECTOR, Image, Node, Truncatable, all_nodes
 from ..options import Option, formatting_line, merge_declared
 
@@ -137,16 +138,27 @@ def require_unused(target: Node, sources: Iterable[Image]) -> None:
         )
 
 
+def require_format(context: Context, format: str) -> None:
+    """Load the driver of a format that something is to be created in.
+
+    :raises UnknownFormat: it is not installed.
+    :raises UnsupportedOperation: nor would it help if it were.
+    """
+    try:
+        context.formats.load(format)
+    except UnknownFormat as error:
+        if format in READ_ONLY_FORMATS:
+            raise UnsupportedOperation(f"Format driver '{format}' does not support image creation") from None
+        raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
+
+
 def declared_options(context: Context, format: str, filename: str) -> list[Option]:
     """The creation options of a format for a file: the format's own and those of the file's protocol.
 
     :raises UnknownFormat: no such format.
     :raises UnsupportedOperation: the format or the protocol cannot create.
     """
-    try:
-        context.formats.load(format)
-    except UnknownFormat as error:
-        raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
+    require_format(context, format)
     if not context.formats.has("create", format):
         raise UnsupportedOperation(f"Format driver '{format}' does not support image creation")
     protocol = parse_filename(filename).protocol
@@ -235,7 +247,8 @@ def _check_backing(context: Context, request: CreateRequest) -> int:
         except UnknownFormat as error:
             raise UnknownFormat(f"Unknown backing file format '{request.backing_format}'", hint=error.hint) from None
     try:
-        with context.open(name, request.backing_format, describe_only=True, force_share=True) as backing:
+        # Its size is all that is wanted: an encrypted one needs no secret for that.
+        with context.open(name, request.backing_format, force_share=True, describe_only=True) as backing:
             size, detected = backing.size, backing.driver
     except ImageError as error:
         # The plain reason, once: opening has already said which file it is about.

@@ -19,14 +19,18 @@ def worker_count(wanted: int) -> int:
 
     Each thread's allocator arena reserves address space (64 MiB with glibc), so RLIMIT_AS counts too.
     """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return thread_count(min(wanted, cores))
+
+
+def thread_count(wanted: int) -> int:
+    """How many threads to have for what mostly waits: as many as asked for, if the address space has room for them."""
     import resource
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(wanted, cores)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        count = min(count, (limit - _ADDRESS_SPACE_OF_THE_REST) // _ADDRESS_SPACE_PER_THREAD)
-    return max(1, count)
+        wanted = min(wanted, (limit - _ADDRESS_SPACE_OF_THE_REST) // _ADDRESS_SPACE_PER_THREAD)
+    return max(1, wanted)
 
 
 class Stopped(Exception):

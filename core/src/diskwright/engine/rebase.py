@@ -56,6 +56,8 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
     with context.open(
         request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache
     ) as top:
+        if request.compress and not isinstance(top, Compressing):
+            raise ImageError("Compression not supported for this file format")
         disk = unfiltered(top)
         if not context.formats.has("set_backing", disk.driver):
             raise ImageError(f"Could not change the backing file to '{request.backing_file}': Operation not supported")
@@ -125,8 +127,6 @@ def _write_differences(
 
     :param depth_limit: number of layers to look at; what lies below is the same in both.
     """
-    if request.compress and not isinstance(top, Compressing):
-        raise ImageError("Compression not supported for this file format")
     cluster = top.cluster_size or CELL
     block = cluster if request.compress else top.subcluster_size or cluster
     step = max(CELL, block)

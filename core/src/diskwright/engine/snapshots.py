@@ -63,13 +63,22 @@ def view(context: Context, image: Image, wanted: str) -> Image:
     return shown
 
 
+def require_well_formed(text: str) -> None:
+    """Refuse what cannot name a snapshot.
+
+    :raises InvalidOption: it is an option string with an unknown option.
+    """
+    if text.startswith("snapshot."):
+        for name in option_values(text):
+            if name not in (_ID, _NAME):
+                raise InvalidOption(f"Invalid parameter '{name}'")
+
+
 def _wanted(snapshots: Sequence[Snapshot], text: str) -> Snapshot | None:
     if not text.startswith("snapshot."):
         return find_either(snapshots, text)
+    require_well_formed(text)
     values = option_values(text)
-    for name in values:
-        if name not in (_ID, _NAME):
-            raise InvalidOption(f"Invalid parameter '{name}'")
     return find(snapshots, id=values.get(_ID), name=values.get(_NAME))
 
 

@@ -12,7 +12,7 @@ import pytest
 TIMEOUT = 120
 """Seconds."""
 ATTEMPTS = 25
-_BUSY = "Unable to get accurate CPU usage"
+BUSY = "Unable to get accurate CPU usage"
 """What it says when it creates a LUKS volume and the machine has too much else to do to measure its speed."""
 
 
@@ -34,7 +34,7 @@ def qemu_img(*arguments: object, check: bool = True) -> subprocess.CompletedProc
         done = subprocess.run(
             [program, *map(str, arguments)], capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
-        if _BUSY not in done.stderr:
+        if BUSY not in done.stderr:
             break
     if check and done.returncode:
         pytest.fail(f"{' '.join(map(str, done.args))}: exit {done.returncode}\n{done.stdout}{done.stderr}")

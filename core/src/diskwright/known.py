@@ -1,0 +1,22 @@
+"""What is known of formats without their drivers; it decides nothing but which message tells the reason best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+READ_ONLY_FORMATS = frozenset({"bochs", "cloop", "dmg", "vvfat"})
+"""Formats that images are neither created in nor changed in: to install their drivers would not help."""
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Advice for a name that does not exist: the one that looks most like it, empty if none does.
+
+    :param prefix: what stands before names where they are used: ``--`` for options.
+    """
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), n=1)
+    return f"Did you mean '{prefix}{close[0]}'?" if close else ""
