@@ -15,7 +15,7 @@ from diskwright.engine.convert import ConvertRequest, convert
 from diskwright.engine.copy import no_progress
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedFeature, UnsupportedOperation
 from diskwright.graph import OpenRequest, open_format
-from diskwright.hookspecs import CreateOptions, no_secrets
+from diskwright.hookspecs import CreateOptions
 from diskwright.node import Image, Node
 from diskwright.testing import MemoryNode
 from diskwright_qcow2.image import Qcow2Image
@@ -366,9 +366,8 @@ def test_downgrade(
 @pytest.mark.parametrize(("cipher", "size"), [("aes-256", 2068480), ("aes-128", 1052672)])
 def test_measure(context: Context, cipher: str, size: int) -> None:
     def measured(values: dict[str, Any]) -> Any:
-        return context.formats.call(
-            "measure", "qcow2", size=10 << 20, values=values, ranges=iter(()), source=None, secret=no_secrets
-        )
+        arguments = {"size": 10 << 20, "values": values, "ranges": iter(()), "source": None}
+        return context.formats.call("measure", "qcow2", **arguments, secret=context.objects.secret)
 
     plain, luks = measured({}), measured({**LUKS, "encrypt.cipher-alg": cipher})
     more = -(-size // 65536) * 65536
@@ -376,6 +375,8 @@ def test_measure(context: Context, cipher: str, size: int) -> None:
     assert measured({"encrypt.format": "aes"}) == plain
     with pytest.raises(InvalidOption, match="^Parameter 'encrypt.key-secret' is required for cipher$"):
         measured({"encrypt.format": "luks"})
+    with pytest.raises(ImageError, match="^No secret with id 'nope'$"):
+        measured({"encrypt.format": "luks", "encrypt.key-secret": "nope"})
 
 
 def test_compressed_clusters_are_read_as_they_are(

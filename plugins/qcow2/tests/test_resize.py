@@ -168,6 +168,22 @@ def test_refusals(tmp_path: Path, qemu_img: Any) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("entry", [0x30200, 1 << 40, 0])
+def test_shrinking_without_refcounts_changes_nothing(tmp_path: Path, qemu_img: Any, entry: int) -> None:
+    """The size is not changed before it is known that what is cut off can be given back."""
+    path = tmp_path / "image"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "8M")
+    with path.open("r+b") as file:
+        file.seek(48)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write(entry.to_bytes(8, "big"))
+    before = path.read_bytes()
+    with pytest.raises(ImageError):
+        resized(path, MIB)
+    assert path.read_bytes()[24:32] == before[24:32]
+
+
 def opened(node: Node, backing: Node | None, *, writable: bool) -> Qcow2Image:
     def no_child(name: str, role: str) -> Node:
         raise AssertionError(name)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+import diskwright
 from diskwright.cli import main
-from diskwright.context import default_context
+from diskwright.context import Context, default_context
 from diskwright.errors import ImageError, InvalidImage
 from diskwright.testing import find_qemu_img
+from diskwright.trees import OptionString
 from diskwright_qcow2.image import Qcow2Image
 from diskwright_qcow2.runtime import Overlap, Runtime
 
@@ -219,3 +221,25 @@ def test_an_option_that_there_is_not(tmp_path: Path, qemu_img: QemuImg) -> None:
     qemu_img("create", "-q", "-f", "qcow2", path, "1M")
     with pytest.raises(ImageError, match="Block format 'qcow2' does not support the option 'l3-cache-size'"):
         opened(path, l3_cache_size="1M")
+
+
+class TestDataFile:
+    """Where the data file is now, the user says as ``data-file.filename``."""
+
+    def test_it_may_be_elsewhere(self, tmp_path: Path) -> None:
+        path, data, moved = tmp_path / "disk", tmp_path / "data", tmp_path / "moved"
+        diskwright.create(path, "qcow2", MIB, data_file=str(data))
+        with diskwright.open(path, writable=True) as image:
+            image.write_at(4096, b"x" * 4096)  # type: ignore[attr-defined]
+        data.rename(moved)
+        name = OptionString(f"driver=qcow2,file.filename={path},data-file.filename={moved}")
+        with Context().open(name) as image:
+            assert image.read_at(4096, 4096) == b"x" * 4096
+            assert image.children()["data-file"].filename == str(moved)
+
+    def test_without_need_of_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "disk"
+        diskwright.create(path, "qcow2", MIB)
+        name = OptionString(f"driver=qcow2,file.filename={path},data-file.filename={path}")
+        with pytest.raises(ImageError, match="'data-file' can only be set for images with an external data file"):
+            Context().open(name)

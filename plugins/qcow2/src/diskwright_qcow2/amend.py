@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diskwright.errors import InvalidImage, InvalidOption
+from diskwright.errors import InvalidOption
 
 from . import layout
 from .check_references import StoredRefcounts
@@ -216,8 +216,7 @@ def _all_counts(image: Qcow2Image) -> tuple[Column, Column]:
         end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
         counts[header.l1_table_offset >> header.cluster_bits : -(-end >> header.cluster_bits)] += np.uint32(1)
     stored = StoredRefcounts(image, len(counts) - 1)
-    if stored.problem or stored.unreadable:
-        raise InvalidImage("qcow2: The refcounts cannot be read, check the image first", filename=image.file.filename)
+    stored.require_readable()
     own = _own_clusters(image, stored.table)
     stored.counts[own] -= stored.counts[own] != 0
     if stored.counts.dtype == np.uint64:

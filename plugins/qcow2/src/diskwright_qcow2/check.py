@@ -73,6 +73,13 @@ def check(image: Qcow2Image) -> CheckResult:
     return result if snapshots is None else examine(image, snapshots, result).conclude(image)
 
 
+def unsound(image: Qcow2Image, result: CheckResult) -> InvalidImage:
+    """The error of what cannot be done to an image in which a check has found errors."""
+    reason = "; ".join(result.findings[:1])
+    message = f"qcow2: The image has errors, check it first ({reason})"
+    return InvalidImage(message, filename=image.file.filename)
+
+
 def readable_snapshots(
     image: Qcow2Image, result: CheckResult, *, repairing: bool = False
 ) -> list[SnapshotEntry] | None:

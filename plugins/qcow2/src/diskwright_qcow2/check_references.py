@@ -186,6 +186,7 @@ class StoredRefcounts:
 
     def __init__(self, image: Qcow2Image, clusters: int) -> None:
         header = image.header
+        self._file = image.file
         self.entries = header.refcount_block_entries
         self._cluster_size = header.cluster_size
         self.table, self.problem = read_refcount_table(image)
@@ -205,6 +206,17 @@ class StoredRefcounts:
                 block = unpack_refcounts(image.file.read_at(offset, header.cluster_size), header.refcount_order)
                 self.counts[start : start + self.entries] = block[: len(self.counts) - start]
                 self._present.append(span)
+
+    def require_readable(self) -> None:
+        """Refuse an image of which refcounts are missing; a change that meets them half-way could not be finished.
+
+        :raises InvalidImage: they are.
+        """
+        places = self.table & np.uint64(layout.REFCOUNT_TABLE_OFFSET_MASK)
+        if self.problem or self.unreadable or (places >= np.uint64(max(1, self._file.size))).any():
+            raise InvalidImage(
+                "qcow2: The refcounts cannot be read, check the image first", filename=self._file.filename
+            )
 
     def of(self, clusters: Column) -> tuple[Column, Column]:
         """The counts of some clusters, and which of them can be read; those behind the end of the file have none."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diskwright.bounded import BoundedReader
-from diskwright.errors import InvalidImage, UnsupportedOperation
+from diskwright.errors import InvalidImage, InvalidOption, UnsupportedOperation
 from diskwright.hookspecs import Description, OpenOptions, Snapshot
 from diskwright.node import Buffer, Node, Placement, WritableImage, read_through
 
@@ -75,6 +75,10 @@ class Qcow2Image(WritableImage):
         encryption.require_format(header, options.values)
         luks = self.luks
         self._require_bitmaps(options)
+        if "data-file" in options.children:
+            if not header.has_data_file:
+                raise InvalidOption("'data-file' can only be set for images with an external data file")
+            self.data_node = options.children["data-file"]
         if options.describe_only:
             return
         if options.writable and not options.check and header.incompatible_features & Incompatible.CORRUPT:
@@ -82,7 +86,7 @@ class Qcow2Image(WritableImage):
         _ = self.l2  # what cannot be read is an error of opening
         if not options.check:
             require_table(self.reader, header)
-        if header.has_data_file:
+        if header.has_data_file and self.data_node is self.file:
             if not header.data_file:
                 raise InvalidImage("'data-file' is required for this image", filename=source.filename)
             self.data_node = options.open_child(header.data_file, "data-file")

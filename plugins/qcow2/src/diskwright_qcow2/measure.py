@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diskwright.errors import InvalidOption
@@ -23,7 +23,11 @@ _RELEVANT = ("cluster_size", "extended_l2", "compat", "refcount_bits", "prealloc
 
 
 def measure(
-    size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]], source: Image | None
+    size: int,
+    values: Mapping[str, Any],
+    ranges: Iterable[tuple[int, int]],
+    source: Image | None,
+    secret: Callable[[str], bytes],
 ) -> Measurement:
     """See the ``measure`` hook; the figures are QEMU's, which count the metadata of a full image in any case."""
     relevant = {name: value for name, value in values.items() if name in _RELEVANT}
@@ -40,6 +44,7 @@ def measure(
         data = _data_bytes(ranges, cluster)
     whole = disk + _metadata_bytes(disk, cluster, entry, plan.refcount_bits)
     if values.get("encrypt.format") == "luks" and (encryption := NewEncryption.from_options(values)):
+        secret(values["encrypt.key-secret"])  # QEMU refuses what is not there, and so would create
         whole += _round_up(encryption.header_size, cluster)
     bitmaps = None if plan.version < 3 or source is None else _bitmaps_of(source, cluster)
     return Measurement(required=whole - disk + data, fully_allocated=whole, bitmaps=bitmaps)

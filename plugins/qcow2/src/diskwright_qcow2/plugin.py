@@ -51,6 +51,10 @@ class Qcow2Driver:
         return RUNTIME_OPTIONS
 
     @hookimpl
+    def child_roles(self) -> Sequence[str]:
+        return ("data-file",)
+
+    @hookimpl
     def creation_options(self) -> Sequence[Option]:
         from .options import CREATION_OPTIONS
 
@@ -140,11 +144,16 @@ class Qcow2Driver:
 
     @hookimpl
     def measure(
-        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]], source: Image | None
+        self,
+        size: int,
+        values: Mapping[str, Any],
+        ranges: Iterable[tuple[int, int]],
+        source: Image | None,
+        secret: Callable[[str], bytes],
     ) -> Measurement:
         from .measure import measure
 
-        return measure(size, values, ranges, source)
+        return measure(size, values, ranges, source, secret)
 
     @hookimpl
     def bitmap_list(self, image: Qcow2Image) -> Sequence[Bitmap]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from diskwright.errors import InvalidImage, NodeIOError
+from diskwright.errors import NodeIOError
 from diskwright.hookspecs import CheckResult
 
 from . import layout
 from .allocate import Run
-from .check import count_content
+from .check import count_content, unsound
 from .check_references import References, StoredRefcounts
 from .check_tables import TableCheck
 from .hostspace import lowest_gap
@@ -244,6 +244,5 @@ def content_references(image: Qcow2Image, active: Column, *, crowded: bool = Fal
     references.limit()
     excused = references.overflows if crowded else 0
     if result.corruptions > excused or result.check_errors:
-        reason = "; ".join(result.findings[:1])
-        raise InvalidImage(f"qcow2: The image has errors, check it first ({reason})", filename=image.file.filename)
+        raise unsound(image, result)
     return references.counts

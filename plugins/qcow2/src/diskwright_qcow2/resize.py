@@ -17,6 +17,7 @@ from diskwright.node import SECTOR, Truncatable
 
 from . import layout
 from .bitmap_ops import resize_bitmaps
+from .check import check, unsound
 from .create import extend
 from .hostspace import Cause, trim_file
 from .l2 import stored
@@ -39,6 +40,8 @@ def resize(image: Qcow2Image, size: int, preallocation: str) -> None:
         require_resizable(image, image.header, size, preallocation)
         image.flush()
         image.make_clean()
+        if size < image.size:
+            _require_sound(image)
         if image.bitmaps:
             resize_bitmaps(image, size)
         if size < image.size:
@@ -150,6 +153,16 @@ def _preallocate(image: Qcow2Image, start: int, end: int, mode: str) -> None:
         start = stop
     if own:
         writer.allocator.search_from(0)
+
+
+def _require_sound(image: Qcow2Image) -> None:
+    """Refuse to cut an image with errors: what is cut off is gone before it turns out that it cannot be given back.
+
+    :raises InvalidImage: it has some.
+    """
+    found = check(image)
+    if found.corruptions or found.check_errors:
+        raise unsound(image, found)
 
 
 def _shrink(image: Qcow2Image, size: int) -> None:
