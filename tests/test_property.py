@@ -22,7 +22,7 @@ from diskwright.engine.rebase import RebaseRequest, rebase
 from diskwright.engine.snapshots import find, listed, view
 from diskwright.errors import ImageError
 from diskwright.extent import Kind, tabulate
-from diskwright.hookspecs import Bitmap
+from diskwright.facts import Bitmap
 from diskwright.node import Image
 
 KIB, MIB = 1 << 10, 1 << 20

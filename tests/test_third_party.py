@@ -41,7 +41,8 @@ import struct
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption
 from diskwright.extent import Extent, Kind
-from diskwright.hookspecs import CheckResult, Description, ProbeHit, hookimpl
+from diskwright.facts import CheckResult, Description
+from diskwright.hookspecs import ProbeHit, hookimpl
 from diskwright.node import Placement, WritableImage
 from diskwright.options import Option, OptionType
 

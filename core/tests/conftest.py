@@ -12,19 +12,8 @@ from diskwright.cli import App, main
 from diskwright.context import Context
 from diskwright.errors import NodeIOError
 from diskwright.extent import Extent, Flag, Kind
-from diskwright.hookspecs import (
-    Bitmap,
-    CheckResult,
-    CreatedNode,
-    CreateOptions,
-    Description,
-    Measurement,
-    OpenOptions,
-    ProbeHit,
-    ProtocolOptions,
-    Snapshot,
-    hookimpl,
-)
+from diskwright.facts import Bitmap, CheckResult, Description, Measurement, Snapshot
+from diskwright.hookspecs import CreatedNode, CreateOptions, OpenOptions, ProbeHit, ProtocolOptions, hookimpl
 from diskwright.node import Image, Node, Placement, WritableImage
 from diskwright.options import Option, OptionType
 from diskwright.testing.nodes import MemoryNode

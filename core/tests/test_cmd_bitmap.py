@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diskwright.hookspecs import Bitmap
+from diskwright.facts import Bitmap
 
 
 @pytest.fixture

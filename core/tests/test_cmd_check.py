@@ -9,7 +9,7 @@ import pytest
 
 from diskwright.errors import InvalidImage, NodeIOError
 from diskwright.extent import Kind
-from diskwright.hookspecs import CheckResult
+from diskwright.facts import CheckResult
 
 CORRUPT = "Data may be corrupted, or further writes to the image may corrupt it.\n"
 LEAKED = "This means waste of disk space, but no harm to data.\n"

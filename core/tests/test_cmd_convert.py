@@ -9,7 +9,7 @@ import pytest
 from diskwright.engine.copy import CopyOptions, copy
 from diskwright.errors import NodeIOError
 from diskwright.extent import Kind
-from diskwright.hookspecs import Bitmap, Snapshot
+from diskwright.facts import Bitmap, Snapshot
 from diskwright.node import Node
 from diskwright.testing.nodes import MemoryNode
 

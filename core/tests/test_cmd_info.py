@@ -15,8 +15,8 @@ import pytest
 from diskwright.engine.info import NodeInfo, inspect_chain
 from diskwright.errors import RefusedByPolicy
 from diskwright.extent import Kind
+from diskwright.facts import Description, Snapshot
 from diskwright.gate import Policy
-from diskwright.hookspecs import Description, Snapshot
 from diskwright.render.info_text import info_lines, info_object, snapshot_lines
 from diskwright.testing.oracle import qemu_img
 

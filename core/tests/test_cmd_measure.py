@@ -29,7 +29,7 @@ def test_the_data_of_all_layers(layer_world: Any) -> None:
 
 
 def test_a_snapshot(layer_world: Any) -> None:
-    from diskwright.hookspecs import Snapshot
+    from diskwright.facts import Snapshot
 
     layer_world.layer("x", "----").snapshots = [Snapshot("1", "a", 0, 0, 0, 0)]
     layer_world.layer("snapshot 1", "111")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from diskwright.hookspecs import Snapshot
+from diskwright.facts import Snapshot
 
 
 def snapshots(*pairs: tuple[str, str]) -> list[Snapshot]:

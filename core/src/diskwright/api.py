@@ -15,7 +15,7 @@ from .sizes import parse_size
 
 if TYPE_CHECKING:
     from .engine.compare import Comparison
-    from .hookspecs import Bitmap, CheckResult, Description, Measurement, Snapshot
+    from .facts import Bitmap, CheckResult, Description, Measurement, Snapshot
 
 Name: TypeAlias = str | os.PathLike[str]
 

@@ -13,7 +13,8 @@ import pytest
 import diskwright
 from diskwright.context import default_context
 from diskwright.errors import ImageError, InvalidImage, InvalidOption
-from diskwright.hookspecs import Bitmap, OpenOptions
+from diskwright.facts import Bitmap
+from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node
 from diskwright.testing import RecordingNode
 from diskwright_qcow2.check import check

@@ -14,7 +14,8 @@ import diskwright
 from diskwright.context import default_context
 from diskwright.engine.measure import data_ranges
 from diskwright.errors import InvalidOption
-from diskwright.hookspecs import Measurement, no_secrets
+from diskwright.facts import Measurement
+from diskwright.hookspecs import no_secrets
 from diskwright.options import parse_options
 
 QemuImg = Callable[..., str]

@@ -12,7 +12,8 @@ import pytest
 
 import diskwright
 from diskwright.context import default_context
-from diskwright.hookspecs import CheckResult, OpenOptions
+from diskwright.facts import CheckResult
+from diskwright.hookspecs import OpenOptions
 from diskwright.node import Bytes, Node
 from diskwright.testing import MemoryNode, RecordingNode, find_qemu_img, qemu_img
 from diskwright_qcow2.check import check

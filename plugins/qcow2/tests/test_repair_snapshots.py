@@ -12,7 +12,8 @@ import pytest
 import diskwright
 from diskwright.context import default_context
 from diskwright.errors import InvalidImage
-from diskwright.hookspecs import CheckResult, OpenOptions
+from diskwright.facts import CheckResult
+from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node
 from diskwright.testing import RecordingNode
 from diskwright_qcow2.image import Qcow2Image

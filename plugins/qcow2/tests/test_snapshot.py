@@ -13,7 +13,7 @@ import pytest
 import diskwright
 from diskwright.context import default_context
 from diskwright.errors import ImageError, InvalidImage
-from diskwright.hookspecs import Snapshot
+from diskwright.facts import Snapshot
 from diskwright.node import WritableImage
 from diskwright_qcow2.image import Qcow2Image
 from diskwright_qcow2.layout import SNAPSHOT_EXTRA, SNAPSHOT_EXTRA_FIELDS, SNAPSHOT_FIELDS, SNAPSHOT_HEADER

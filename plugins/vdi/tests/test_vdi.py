@@ -10,8 +10,9 @@ from diskwright import blocks
 from diskwright.context import Context
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable, Flag, Kind
+from diskwright.facts import CheckResult
 from diskwright.graph import OpenRequest, open_format
-from diskwright.hookspecs import CheckResult, CreateOptions
+from diskwright.hookspecs import CreateOptions
 from diskwright.node import Node
 from diskwright.testing import MemoryNode, RecordingNode, qemu_img
 from diskwright_vdi import image as image_module

@@ -20,7 +20,7 @@ from .common import add_output_argument, add_source_arguments, cache_mode, singl
 
 if TYPE_CHECKING:
     from ..cli import App
-    from ..hookspecs import CheckResult
+    from ..facts import CheckResult
 
 EXIT_CLEAN, EXIT_FAILED, EXIT_CORRUPT, EXIT_LEAKS = 0, 1, 2, 3
 

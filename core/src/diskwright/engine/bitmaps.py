@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
-from ..hookspecs import Bitmap
+from ..facts import Bitmap
 from ..node import Image
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, UnsupportedOperation, reason_of
-from ..hookspecs import CheckResult
+from ..facts import CheckResult
 from ..node import Image
 
 if TYPE_CHECKING:

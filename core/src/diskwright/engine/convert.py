@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation, reason_of
-from ..hookspecs import Bitmap
+from ..facts import Bitmap
 from ..node import Compressing, Image, Node
 from ..options import parse_options
 from .bitmaps import copy_bitmap, to_copy

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage
+from ..facts import Description, Snapshot
 from ..filenames import backing_filename
-from ..hookspecs import Description, Snapshot
 from ..node import SECTOR, Image, Node
 from ..passing import Passing, naming_file
 from ..trees import JSON_PREFIX

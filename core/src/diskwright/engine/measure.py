@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InvalidOption, UnsupportedOperation
 from ..extent import Kind
-from ..hookspecs import Measurement
+from ..facts import Measurement
 from ..node import Image
 from ..options import parse_options
 from .chain import resolve

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnsupportedOperation
-from ..hookspecs import Snapshot
+from ..facts import Snapshot
 from ..node import Image
 from ..options import option_values
 from ..passing import unfiltered

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..hookspecs import CheckResult
+from ..facts import CheckResult
 
 
 def check_object(filename: str, format: str, result: CheckResult) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..engine.info import NodeInfo
-from ..hookspecs import Snapshot
+from ..facts import Snapshot
 from ..sizes import human_size
 
 _INDENT = "    "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..hookspecs import Snapshot
+from ..facts import Snapshot
 from ..node import Image, Writable
 from .base import MIB, DriverTests, patchwork
 from .nodes import MemoryNode

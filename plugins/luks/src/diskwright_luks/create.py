@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diskwright.errors import InvalidOption, UnsupportedOperation
-from diskwright.hookspecs import CreateOptions, Measurement
+from diskwright.facts import Measurement
+from diskwright.hookspecs import CreateOptions
 from diskwright.node import Node, Truncatable, Writable
 from diskwright.sizes import MAX_INT64
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption, NodeIOError, UnsupportedOperation
 from diskwright.extent import Extent, Flag, Kind
-from diskwright.hookspecs import Description, OpenOptions
+from diskwright.facts import Description
+from diskwright.hookspecs import OpenOptions
 from diskwright.node import (
     SECTOR,
     Buffer,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskwright.extent import Extent, ExtentTable
-from diskwright.hookspecs import CreateOptions, Description, Measurement, OpenOptions, ProbeHit, hookimpl
+from diskwright.facts import Description, Measurement
+from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskwright.errors import ImageError, InvalidImage, InvalidOption
-from diskwright.hookspecs import Bitmap
+from diskwright.facts import Bitmap
 
 from . import layout
 from .bitmap_record import Marks

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskwright.errors import InvalidImage
-from diskwright.hookspecs import CheckResult
+from diskwright.facts import CheckResult
 
 from . import layout
 from .check_blocks import BlockCheck

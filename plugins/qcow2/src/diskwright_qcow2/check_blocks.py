@@ -15,7 +15,7 @@ from . import layout
 from .check_references import read_refcount_table
 
 if TYPE_CHECKING:
-    from diskwright.hookspecs import CheckResult
+    from diskwright.facts import CheckResult
 
     from .check_references import References, StoredRefcounts
     from .image import Qcow2Image

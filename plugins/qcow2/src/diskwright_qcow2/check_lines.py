@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diskwright.hookspecs import CheckResult
+from diskwright.facts import CheckResult
 
 from .refcount import Column
 

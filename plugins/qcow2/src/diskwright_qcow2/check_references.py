@@ -15,7 +15,7 @@ from . import layout
 from .refcount import MAX_TABLE_ENTRIES, Column, unpack_refcounts
 
 if TYPE_CHECKING:
-    from diskwright.hookspecs import CheckResult
+    from diskwright.facts import CheckResult
 
     from .image import Qcow2Image
 

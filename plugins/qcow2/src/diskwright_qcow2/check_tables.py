@@ -18,7 +18,7 @@ from .inactive import inactive_l1
 from .refcount import Column
 
 if TYPE_CHECKING:
-    from diskwright.hookspecs import CheckResult
+    from diskwright.facts import CheckResult
 
     from .image import Qcow2Image
     from .snapshots import SnapshotEntry

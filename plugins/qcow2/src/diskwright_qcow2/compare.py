@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from diskwright.hookspecs import CheckResult
+from diskwright.facts import CheckResult
 
 if TYPE_CHECKING:
     from .check_references import References, StoredRefcounts

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedOperation
-from diskwright.hookspecs import Description, OpenOptions, Snapshot
+from diskwright.facts import Description, Snapshot
+from diskwright.hookspecs import OpenOptions
 from diskwright.node import Buffer, Node, Placement, WritableImage, read_through
 
 from . import encryption

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diskwright.errors import InvalidOption
-from diskwright.hookspecs import CreateOptions, Measurement
+from diskwright.facts import Measurement
+from diskwright.hookspecs import CreateOptions
 from diskwright.node import Image, Node
 
 from . import layout

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskwright.hookspecs import (
-    Bitmap,
-    CheckResult,
-    CreateOptions,
-    Description,
-    Measurement,
-    OpenOptions,
-    ProbeHit,
-    Snapshot,
-    hookimpl,
-)
+from diskwright.facts import Bitmap, CheckResult, Description, Measurement, Snapshot
+from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 
 if TYPE_CHECKING:
     from diskwright.extent import Extent, ExtentTable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from diskwright.errors import NodeIOError
-from diskwright.hookspecs import CheckResult
+from diskwright.facts import CheckResult
 
 from . import layout
 from .allocate import Run

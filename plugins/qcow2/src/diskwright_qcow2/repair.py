@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskwright.errors import InvalidImage
-from diskwright.hookspecs import CheckResult
+from diskwright.facts import CheckResult
 from diskwright.node import Truncatable
 
 from .check import Examination, examine, readable_snapshots

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskwright.errors import ImageError, NodeIOError
-from diskwright.hookspecs import Snapshot
+from diskwright.facts import Snapshot
 from diskwright.node import Node, WritableImage
 
 from . import layout

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskwright.errors import InvalidImage
-from diskwright.hookspecs import Snapshot
+from diskwright.facts import Snapshot
 
 from . import layout
 from .layout import SNAPSHOT_EXTRA_FIELDS, SNAPSHOT_FIELDS

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from diskwright.errors import InvalidOption
 from diskwright.extent import Extent, ExtentTable
-from diskwright.hookspecs import CreateOptions, Measurement, OpenOptions, ProbeHit, hookimpl
+from diskwright.facts import Measurement
+from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import SECTOR, Image, Node, Truncatable
 from diskwright.options import Option, OptionType
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from diskwright.blocks import MAX_CHANGED, BlockMap, repeated
 from diskwright.bounded import BoundedReader
 from diskwright.extent import NO_OFFSET, ExtentTable, Flag, Kind, tabulate_blocks
-from diskwright.hookspecs import CheckResult, OpenOptions
+from diskwright.facts import CheckResult
+from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node, Placement, Writable, WritableImage
 
 from .layout import ALLOCATED_OFFSET, BLOCK_SIZE, FIRST_SPECIAL, SECTOR_SIZE, STATIC, read_header

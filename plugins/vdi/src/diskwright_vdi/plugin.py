@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from diskwright.errors import UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable
-from diskwright.hookspecs import CheckResult, CreateOptions, OpenOptions, ProbeHit, hookimpl
+from diskwright.facts import CheckResult
+from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
 

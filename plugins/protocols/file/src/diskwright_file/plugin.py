@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from diskwright.errors import InvalidOption
 from diskwright.extent import Extent, ExtentTable
-from diskwright.hookspecs import CreatedNode, Description, ProtocolOptions, hookimpl
+from diskwright.facts import Description
+from diskwright.hookspecs import CreatedNode, ProtocolOptions, hookimpl
 from diskwright.node import Node
 from diskwright.options import Option, OptionType
 

@@ -1,0 +1,126 @@
+"""What drivers tell of an image: its snapshots and bitmaps, how large it would be, what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ImageError
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One internal snapshot.
+
+    :ivar date_sec: seconds since 1970, UTC; ``date_nsec`` the nanoseconds after it.
+    :ivar vm_clock_nsec: nanoseconds that the guest had run.
+    :ivar icount: instructions executed, ``None`` if not recorded.
+    :ivar vm_state_size: bytes.
+    """
+
+    id: str
+    name: str
+    date_sec: int
+    date_nsec: int
+    vm_clock_nsec: int
+    vm_state_size: int
+    icount: int | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``info`` shows of a format.
+
+    :ivar specific: the format's own facts, named as QEMU names them; values are str, int, bool, lists or mappings.
+    :ivar dirty: whether the image was not closed cleanly; ``None`` if the format does not know.
+    :ivar compressed: whether the image as a whole counts as compressed.
+    :ivar type: the name that ``specific`` goes by, ``None`` if it is the driver's.
+    """
+
+    specific: Mapping[str, Any] | None = None
+    dirty: bool | None = False
+    compressed: bool = False
+    cluster_size: int | None = None
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """One persistent dirty bitmap.
+
+    :ivar granularity: bytes of guest data for each bit, a power of two.
+    :ivar enabled: whether writes are recorded in it.
+    :ivar inconsistent: whether it was in use when the image was not closed cleanly, so that nobody knows what it says.
+    """
+
+    name: str
+    granularity: int
+    enabled: bool
+    inconsistent: bool = False
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How much space an image takes.
+
+    :ivar required: bytes of the file with the data that there is.
+    :ivar fully_allocated: bytes of the file once the whole disk has been written.
+    :ivar bitmaps: bytes that persistent bitmaps take, ``None`` if they cannot be copied.
+    """
+
+    required: int
+    fully_allocated: int
+    bitmaps: int | None = None
+
+
+@dataclass
+class CheckResult:
+    """What ``check`` found.
+
+    :ivar findings: a line for each problem, in the order found.
+    :ivar corruptions: number of inconsistencies that endanger data.
+    :ivar leaks: number of clusters allocated but not used.
+    :ivar check_errors: number of times the check itself failed.
+    :ivar failure: the system's word for why the check could not be finished; empty if it was.
+    :ivar cause: the reason for that, if it is none of the findings.
+    :ivar image_end: offset behind the last cluster in use, bytes, 0 if unknown.
+    :ivar total_clusters: clusters of the virtual disk; with ``allocated``, ``compressed`` and ``fragmented`` of them.
+    """
+
+    findings: list[str] = field(default_factory=list)
+    corruptions: int = 0
+    leaks: int = 0
+    check_errors: int = 0
+    corruptions_fixed: int = 0
+    leaks_fixed: int = 0
+    image_end: int = 0
+    total_clusters: int = 0
+    allocated_clusters: int = 0
+    compressed_clusters: int = 0
+    fragmented_clusters: int = 0
+    failure: str = ""
+    cause: ImageError | None = None
+
+    MAX_FINDINGS = 10_000
+    """Findings kept; the counts go on."""
+
+    def error(self, line: str) -> None:
+        """Count a corruption and note what it is."""
+        self.corruptions += 1
+        self.note(line)
+
+    def leak(self, line: str) -> None:
+        """Count a leaked cluster and note which."""
+        self.leaks += 1
+        self.note(line)
+
+    def fail(self, failure: str, cause: ImageError | None = None) -> None:
+        """End the check: nothing that it counts is complete."""
+        self.check_errors += 1
+        self.failure, self.cause = failure, cause
+
+    def note(self, line: str) -> None:
+        """Keep a finding, as long as there are not absurdly many (an image is not to fill the memory with them)."""
+        if len(self.findings) < self.MAX_FINDINGS:
+            self.findings.append(line)
