@@ -13,6 +13,7 @@ import pytest
 
 from diskwright.context import Context
 from diskwright.engine.amend import AmendRequest, amend
+from diskwright.engine.copy import no_progress
 from diskwright.engine.creation import CreateRequest, create
 from diskwright.errors import LockConflict
 from diskwright.testing import qemu_img
@@ -107,10 +108,9 @@ def test_nobody_opens_it_while_keys_are_changed(context: Context, path: Path, mo
 
     with context.open(named(path), writable=True) as image:
         monkeypatch.setattr("diskwright_luks.volume.derive", derive)
+        values = {"state": "active", "new-secret": "s1"}
         with pytest.raises(KeyError, match="seen"):
-            context.formats.call(
-                "amend", "luks", image=image, values={"state": "active", "new-secret": "s1"}, force=False
-            )
+            context.formats.call("amend", "luks", image=image, values=values, force=False, progress=no_progress)
         monkeypatch.undo()
         with context.open(named(path)) as other:  # and everybody after it has failed
             assert other.size == 1 << 20
