@@ -136,6 +136,15 @@ def test_a_node_may_be_referred_to_by_its_name(layer_world: Any) -> None:
         assert image.backing.file is image.file
 
 
+def test_an_image_below_a_format_is_the_whole_disk(layer_world: Any) -> None:
+    layer_world.layer("base", "12")
+    layer_world.layer("top", "-3", "base")
+    name = OptionString("driver=layer,file.driver=layer,file.file.filename=top")
+    with layer_world.context.open(name) as image:
+        assert image.file.backing is not None
+        assert image.file.read_at(0, 1) == b"\1"
+
+
 def test_zeros_are_detected_where_that_is_asked_for(layer_world: Any) -> None:
     layer = layer_world.layer("x", "12")
     name = OptionString("driver=layer,file.filename=x,detect-zeroes=on")

@@ -116,6 +116,18 @@ class _Wiring:
         self.depth -= 1
         return node
 
+    def _child(self, value: Scalar | Tree, request: OpenRequest, undo: ExitStack, *, protocol: bool) -> Node:
+        """Open what another node stands on: if it is an image, that is the whole disk, with all layers below.
+
+        :param undo: closes it when the other node cannot be opened.
+        """
+        below = replace(request, options=None)
+        node = self._node(value, below, protocol=protocol)
+        undo.callback(node.close)
+        if isinstance(node, Image):
+            attach_backing(self.context, node, below)
+        return node
+
     def _referred(self, name: str) -> Node:
         if name not in self.named:
             raise InvalidOption(f"Cannot find device='{name}' nor node-name='{name}'")
@@ -144,9 +156,8 @@ class _Wiring:
             raise InvalidOption('A block device must be specified for "file"')
         if not isinstance(tree["file"], dict) and any(key.startswith("file.") for key in tree):
             raise InvalidOption("Cannot reference an existing block device with additional options or a new filename")
-        below = self._node(tree.pop("file"), replace(request, options=None), protocol=True)
         with ExitStack() as undo:
-            undo.callback(below.close)
+            below = self._child(tree.pop("file"), request, undo, protocol=True)
             children = dict(self.children(driver or probe(self.context, below), tree, request, undo))
             values = flat(tree)
             options = {key: scalar_text(value) for key, value in values.items()}
@@ -165,8 +176,7 @@ class _Wiring:
         for role in self.context.formats.call("child_roles", format):
             if role not in tree:
                 continue
-            node = self._node(tree.pop(role), replace(request, options=None), protocol=True)
-            undo.callback(node.close)
+            node = self._child(tree.pop(role), request, undo, protocol=True)
             if isinstance(node, Lockable):
                 node.set_permissions(*format_permissions(self.context, format, request))
             yield role, node
@@ -210,16 +220,11 @@ class _Wiring:
 
     def _filter(self, driver: str, tree: Tree, request: OpenRequest, *, protocol: bool) -> Image:
         filters = self.context.filters
-        below = replace(request, options=None)
         children: dict[str, Node] = {}
         with ExitStack() as undo:
             for role, value in list(_taken(tree, filters.call("child_roles", driver))):
                 # As QEMU has it: what a filter's ``file`` names by nothing but a file name is that file, not an image.
-                node = self._node(value, below, protocol=protocol or role == "file")
-                undo.callback(node.close)
-                if isinstance(node, Image):  # whatever a filter is opened for, it stands on a whole disk
-                    attach_backing(self.context, node, below)
-                children[role] = node
+                children[role] = self._child(value, request, undo, protocol=protocol or role == "file")
             declared = filters.call("runtime_options", driver) if filters.has("runtime_options", driver) else ()
             values = flat(tree)
             unknown = f"Block format '{driver}' does not support the option '{{}}'"

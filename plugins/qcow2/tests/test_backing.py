@@ -16,6 +16,7 @@ from diskwright.errors import InvalidOption
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node
 from diskwright.testing import MemoryNode, RecordingNode
+from diskwright.trees import OptionString
 from diskwright_qcow2.backing import set_backing
 from diskwright_qcow2.check import check
 from diskwright_qcow2.empty import make_empty
@@ -175,3 +176,24 @@ def test_failed_writes_leave_the_old_layer(tmp_path: Path, qemu_img: Any, qemu_i
         after = opened(MemoryNode(node.data), writable=False)
         assert not check(after).corruptions
         assert after.read_at(0, 3 * MIB) == b"\1" * (3 * MIB)
+
+
+@pytest.mark.parametrize("above", ["driver=raw", "driver=raw,offset=4096", "driver=copy-on-read", "driver=blkdebug"])
+def test_an_overlay_below_another_node_is_the_whole_disk(tmp_path: Path, qemu_img: Any, above: str) -> None:
+    """Whatever stands on it, and by whichever format or filter, reads what the layers below have."""
+    base, top, back = tmp_path / "base", tmp_path / "top", tmp_path / "back"
+    content = random.Random(7).randbytes(MIB)
+    base.write_bytes(content)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
+    role = "image" if above == "driver=blkdebug" else "file"
+    name = f"{above},{role}.driver=qcow2,{role}.file.filename={top}"
+    context = diskwright.Context()
+    if not any(kind.knows(name.partition(",")[0].removeprefix("driver=")) for kind in (context.formats, context.filters)):
+        pytest.skip("the filter is not installed")
+    if above == "driver=copy-on-read":
+        with context.open(OptionString(name), writable=True) as image:
+            assert image.read_at(0, MIB) == content
+        qemu_img("convert", "-f", "qcow2", "-O", "raw", top, back)
+    else:
+        diskwright.convert(OptionString(name), back, format="raw", context=context)
+    assert back.read_bytes() == content[4096 if "offset" in above else 0 :]

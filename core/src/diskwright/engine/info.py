@@ -93,8 +93,7 @@ def inspect_chain(
 
 def describe_node(context: Context, node: Node) -> NodeInfo:
     """Describe a node that is open, and those it stands on."""
-    describe = _describe_below_filter if context.filters.knows(node.driver) else describe_node
-    children = {role: describe(context, child) for role, child in node.children().items()}
+    children = {role: _describe_child(context, child) for role, child in node.children().items()}
     if isinstance(node, Passing) and not context.formats.knows(node.driver):
         if not context.filters.knows(node.driver):  # a protocol's node as a disk
             return children[node.role]
@@ -124,13 +123,13 @@ def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeIn
     return replace(named, backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
 
 
-def _describe_below_filter(context: Context, node: Node) -> NodeInfo:
-    """Describe a node and its backing layers, each as a child of the one above: a filter opens all of them."""
+def _describe_child(context: Context, node: Node) -> NodeInfo:
+    """Describe a node and its backing layers, each as a child of the one above: what stands on it opens all of them."""
     layers = [node]
     while isinstance(layers[-1], Image) and not isinstance(layers[-1], Passing) and layers[-1].backing is not None:
         layers.append(layers[-1].backing)
     if len(layers) > MAX_NESTED:
-        raise InvalidImage(f"The backing chain below a filter has more than {MAX_NESTED} layers")
+        raise InvalidImage(f"The backing chain below another node has more than {MAX_NESTED} layers")
     described = describe_node(context, layers.pop())
     while layers:
         upper = describe_node(context, layers.pop())
@@ -141,7 +140,10 @@ def _describe_below_filter(context: Context, node: Node) -> NodeInfo:
 def _describe_image(context: Context, image: Image, children: Mapping[str, NodeInfo]) -> NodeInfo:
     formats = context.formats
     # A format that says nothing adds nothing to what its file says.
-    description = Description(dirty=children["file"].dirty if "file" in children else None)
+    below = children.get("file")
+    description = Description(dirty=None)
+    if below is not None:
+        description = Description(dirty=below.dirty, cluster_size=below.cluster_size)
     if formats.has("describe", image.driver):
         description = formats.call("describe", image.driver, image=image)
     snapshots: Sequence[Snapshot] = ()
