@@ -188,7 +188,9 @@ def test_an_overlay_below_another_node_is_the_whole_disk(tmp_path: Path, qemu_im
     role = "image" if above == "driver=blkdebug" else "file"
     name = f"{above},{role}.driver=qcow2,{role}.file.filename={top}"
     context = diskwright.Context()
-    if not any(kind.knows(name.partition(",")[0].removeprefix("driver=")) for kind in (context.formats, context.filters)):
+    if not any(
+        kind.knows(name.partition(",")[0].removeprefix("driver=")) for kind in (context.formats, context.filters)
+    ):
         pytest.skip("the filter is not installed")
     if above == "driver=copy-on-read":
         with context.open(OptionString(name), writable=True) as image:
