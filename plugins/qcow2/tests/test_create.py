@@ -159,3 +159,14 @@ def test_options_are_in_the_order_of_the_real_tool() -> None:
         "lazy_refcounts",
         "refcount_bits",
     ]
+
+
+def test_a_data_file_may_be_named_with_a_prefix(tmp_path: Path, qemu_img: Any) -> None:
+    """The image has its plain name, by which it is found."""
+    path, data = tmp_path / "disk", tmp_path / "data:1"
+    diskwright.create(path, "qcow2", 1 << 20, data_file=f"file:{data}")
+    assert data.exists()
+    with diskwright.open(path, writable=True) as image:
+        image.write_at(0, b"x" * 4096)  # type: ignore[attr-defined]
+    qemu_img("convert", "-O", "raw", path, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes()[:4096] == b"x" * 4096

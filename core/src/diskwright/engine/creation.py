@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidOption, LockConflict, NodeIOError, UnknownFormat, UnsupportedOperation
-from ..filenames import FileName, backing_filename, local_filename, parse_filename
+from ..filenames import FileName, backing_filename, parse_filename
 from ..graph import OpenRequest, attach_backing, open_format
 from ..hookspecs import CreatedNode, CreateOptions
 from ..known import READ_ONLY_FORMATS
@@ -55,8 +55,8 @@ class Creation:
             require_unused(present, self._sources)
 
     def child(self, path: str, size: int, preallocation: str) -> Node:
-        """A further file of the image, named by a path."""
-        node = self.file(local_filename(path), {})
+        """A further file of the image, named by the user."""
+        node = self.file(parse_filename(path), {})
         if isinstance(node, Truncatable):
             node.truncate(size, preallocation)
         return node

@@ -177,6 +177,8 @@ def create(target: Node, options: CreateOptions) -> None:
     if plan.data_file is not None:
         reserved = plan.preallocation if plan.preallocation in ("falloc", "full") else "off"
         data_file = options.create_child(plan.data_file, options.size, reserved)
+        # A user may have named it with a protocol's prefix; names in images are plain names.
+        header = replace(header, data_file=data_file.filename or plan.data_file)
     _lay_out(target, header, luks)
     if plan.preallocation != "off" and options.size:
         _preallocate(target, options, plan, data_file)
