@@ -91,3 +91,8 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, NodeIOError):
         return error.reason
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def io_error(action: str, number: int) -> NodeIOError:
+    """The failure of an operation with one of the system's error numbers, as if the system had reported it."""
+    return NodeIOError(action, OSError(number, os.strerror(number)))

@@ -174,7 +174,8 @@ def open_format(
     return image
 
 
-def _runtime_options(context: Context, format: str) -> Sequence[Option]:
+def runtime_options(context: Context, format: str) -> Sequence[Option]:
+    """The options that images of a format are opened with."""
     if not context.formats.has("runtime_options", format):
         return ()
     declared: Sequence[Option] = context.formats.call("runtime_options", format)
@@ -190,7 +191,7 @@ def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict
     if not given:
         return {}
     return runtime_values(
-        _runtime_options(context, format), given, f"Block format '{format}' does not support the option '{{}}'"
+        runtime_options(context, format), given, f"Block format '{format}' does not support the option '{{}}'"
     )
 
 

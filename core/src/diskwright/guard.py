@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from .errors import UnknownFormat
+from .errors import UnknownFormat, io_error
 from .hookspecs import PROBE_LENGTH
 from .node import Bytes, Node
-from .passing import Passing, io_error
+from .passing import Passing
 
 
 class ProbeGuard(Passing):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 
-from .errors import InvalidOption, NodeIOError, UnsupportedOperation
+from .errors import InvalidOption, UnsupportedOperation
 from .extent import Extent, ExtentTable, Kind
 from .node import (
     Buffer,
@@ -196,10 +196,3 @@ def naming_file(image: Image) -> str:
             return node.filename
         node = below
     return image.filename
-
-
-def io_error(action: str, number: int) -> NodeIOError:
-    """The failure of an operation with one of the system's error numbers, as if the system had reported it."""
-    import os
-
-    return NodeIOError(action, OSError(number, os.strerror(number)))

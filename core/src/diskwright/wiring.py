@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ImageError, InvalidOption, UnknownFormat
 from .filenames import FileName, local_filename, parse_filename
-from .graph import OpenRequest, attach_backing, format_permissions, open_format, permissions, probe
+from .graph import OpenRequest, attach_backing, format_permissions, open_format, permissions, probe, runtime_options
 from .hookspecs import FilterOptions
 from .node import Image, Lockable, Node
 from .options import Option, declaration_name, runtime_values
@@ -186,10 +186,7 @@ class _Wiring:
         plain = None
         if len(children) == 1 and not below.filename.startswith(JSON_PREFIX) and not _is_format(self.context, below):
             plain = below.filename
-        declared: Sequence[Option] = ()
-        if self.context.formats.has("runtime_options", image.driver):
-            declared = self.context.formats.call("runtime_options", image.driver)
-        self._name(image, image.driver, declared, values, children, plain)
+        self._name(image, image.driver, runtime_options(self.context, image.driver), values, children, plain)
 
     def _set_backing(self, image: Image, backing: Scalar | Tree, request: OpenRequest) -> None:
         """Let a tree's own word on the backing layer stand for the image's: null means none. A failure closes it."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diskwright.bounded import BoundedReader
-from diskwright.errors import InvalidImage, InvalidOption, NodeIOError, UnsupportedOperation
+from diskwright.errors import InvalidImage, InvalidOption, UnsupportedOperation, io_error
 from diskwright.extent import Extent, Flag, Kind
 from diskwright.facts import Description
 from diskwright.hookspecs import OpenOptions
@@ -110,7 +109,7 @@ class EncryptedNode(Node):
 
     def _write_sectors(self, offset: int, data: memoryview) -> None:
         if not isinstance(self.file, Writable):
-            raise NodeIOError(f"Could not write '{self.filename}'", OSError(errno.EROFS, os.strerror(errno.EROFS)))
+            raise io_error(f"Could not write '{self.filename}'", errno.EROFS)
         buffer = memoryview(self._buffers.room(min(CHUNK, len(data))))
         for done in range(0, len(data), CHUNK):
             part = data[done : done + CHUNK]
@@ -195,7 +194,7 @@ class LuksImage(WritableImage):
     def allocate(self, offset: int, length: int) -> Sequence[Placement]:
         """Every guest byte has its place already, behind the cipher."""
         if offset + length > self.size:
-            raise NodeIOError(f"Could not write '{self.filename}'", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            raise io_error(f"Could not write '{self.filename}'", errno.ENOSPC)
         return [Placement(offset, length, self._opened_payload(), offset)] if length else []
 
     def link(self, placements: Sequence[Placement]) -> None:

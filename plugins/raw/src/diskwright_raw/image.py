@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from diskwright.errors import InvalidOption, NodeIOError
+from diskwright.errors import InvalidOption, io_error
 from diskwright.extent import Extent, ExtentTable, Flag, Kind
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import (
@@ -109,7 +108,7 @@ class RawImage(WritableImage):
     def allocate(self, offset: int, length: int) -> Sequence[Placement]:
         """Every guest byte has its place already."""
         if offset + length > self._size:
-            raise NodeIOError(f"Could not write '{self.filename}'", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            raise io_error(f"Could not write '{self.filename}'", errno.ENOSPC)
         return [Placement(offset, length, self.file, self._start + offset)] if length else []
 
     def link(self, placements: Sequence[Placement]) -> None:
@@ -145,7 +144,7 @@ class RawImage(WritableImage):
 
     def _writable(self) -> Writable:
         if not isinstance(self.file, Writable):
-            raise NodeIOError(f"Could not write '{self.filename}'", OSError(errno.EROFS, os.strerror(errno.EROFS)))
+            raise io_error(f"Could not write '{self.filename}'", errno.EROFS)
         return self.file
 
 

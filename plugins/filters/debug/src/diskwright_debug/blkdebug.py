@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
-from diskwright.errors import InvalidOption, NodeIOError
+from diskwright.errors import InvalidOption, NodeIOError, io_error
 from diskwright.extent import Extent, ExtentTable
 from diskwright.hookspecs import FilterOptions
 from diskwright.node import Buffer, Bytes, Node
-from diskwright.passing import Passing, io_error
+from diskwright.passing import Passing
 
 from .rules import Rule, Rules, read_config, read_options
 

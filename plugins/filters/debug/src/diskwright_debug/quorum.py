@@ -9,12 +9,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from diskwright.engine.chain import resolve
 from diskwright.engine.ranges import joined
-from diskwright.errors import ImageError, InvalidOption, NodeIOError
+from diskwright.errors import ImageError, InvalidOption, NodeIOError, io_error
 from diskwright.extent import Extent, Kind, tabulate
 from diskwright.hookspecs import FilterOptions
 from diskwright.node import Buffer, Bytes, Image, Lockable, Node, Permission, Placement, WritableImage
 from diskwright.options import parse_number
-from diskwright.passing import Passing, io_error
+from diskwright.passing import Passing
 
 from .blkverify import first_difference
 
