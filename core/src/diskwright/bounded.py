@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import InvalidImage, RefusedByPolicy
 from .node import Node
+from .packed import PackedStruct
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Structure(Protocol):
-    """The part of a ``construct`` declaration that is used here."""
+    """The part of a ``construct`` declaration, or of a :class:`PackedStruct`, that is used here."""
 
     def parse(self, data: bytes) -> Any: ...
 
@@ -60,10 +61,12 @@ class BoundedReader:
         return self.node.read_at(offset, length)
 
     def structure(self, declaration: Structure, offset: int, name: str) -> Any:
-        """One structure of fixed size, parsed by its construct declaration."""
+        """One structure of fixed size, parsed by its construct declaration or by the counterpart of that."""
+        raw = self.bytes(offset, declaration.sizeof(), name)
+        if isinstance(declaration, PackedStruct):
+            return declaration.parse(raw)
         from construct import ConstructError
 
-        raw = self.bytes(offset, declaration.sizeof(), name)
         try:
             return declaration.parse(raw)
         except ConstructError as error:

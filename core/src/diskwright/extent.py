@@ -46,6 +46,11 @@ class Flag(IntFlag):
     """``node`` may have holes inside this extent: ask its own map to find out"""
 
 
+_KINDS = tuple(Kind)
+_FLAGS = tuple(map(Flag, range(sum(Flag) + 1)))
+# Looked up by number: calling an enumeration takes longer than all else there is to do for a row.
+
+
 class Extent(NamedTuple):
     """A range of a disk whose bytes come from one place.
 
@@ -104,15 +109,8 @@ class ExtentTable:
     def __iter__(self) -> Iterator[Extent]:
         nodes = self.nodes
         for offset, length, node_offset, depth, node, kind, flags in self.rows.tolist():
-            yield Extent(
-                offset,
-                length,
-                Kind(kind),
-                nodes[node],
-                None if node_offset == NO_OFFSET else node_offset,
-                Flag(flags),
-                depth,
-            )
+            placed = None if node_offset == NO_OFFSET else node_offset
+            yield Extent(offset, length, _KINDS[kind], nodes[node], placed, _FLAGS[flags], depth)
 
     @property
     def start(self) -> int:

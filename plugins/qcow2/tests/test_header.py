@@ -11,7 +11,9 @@ import pytest
 from diskwright.bounded import BoundedReader
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedFeature
 from diskwright.node import Node
-from diskwright_qcow2 import layout
+from diskwright.packed import PackedStruct
+from diskwright.testing.packed import require_counterpart
+from diskwright_qcow2 import layout, structures
 from diskwright_qcow2.extensions import BitmapDirectory, CryptoPointer, Extension, build_extension
 from diskwright_qcow2.header import Header
 from diskwright_qcow2.layout import Autoclear, Compatible, CompressionType, CryptMethod, Incompatible
@@ -72,17 +74,22 @@ def test_built_header_reads_back(header: Header, memory_node: MakeNode) -> None:
 
 def test_structures_have_the_sizes_of_the_specification() -> None:
     sizes = {
-        layout.HEADER: 72,
-        layout.HEADER_V3: 32,
-        layout.HEADER_ADDITIONAL: 8,
-        layout.FEATURE_NAME: 48,
-        layout.BITMAPS_EXTENSION: 24,
-        layout.CRYPTO_EXTENSION: 16,
-        layout.SNAPSHOT_HEADER: 40,
-        layout.SNAPSHOT_EXTRA: 24,
-        layout.BITMAP_DIRECTORY_ENTRY: 24,
+        structures.HEADER: 72,
+        structures.HEADER_V3: 32,
+        structures.HEADER_ADDITIONAL: 8,
+        structures.FEATURE_NAME: 48,
+        structures.BITMAPS_EXTENSION: 24,
+        structures.CRYPTO_EXTENSION: 16,
+        structures.SNAPSHOT_HEADER: 40,
+        structures.SNAPSHOT_EXTRA: 24,
+        structures.BITMAP_DIRECTORY_ENTRY: 24,
     }
     assert [declaration.sizeof() for declaration in sizes] == list(sizes.values())
+
+
+@pytest.mark.parametrize("name", [name for name, value in vars(layout).items() if isinstance(value, PackedStruct)])
+def test_what_is_read_with_is_what_is_declared(name: str) -> None:
+    require_counterpart(getattr(layout, name), getattr(structures, name))
 
 
 def test_derived_values() -> None:

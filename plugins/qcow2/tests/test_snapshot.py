@@ -16,7 +16,8 @@ from diskwright.errors import ImageError, InvalidImage
 from diskwright.facts import Snapshot
 from diskwright.node import WritableImage
 from diskwright_qcow2.image import Qcow2Image
-from diskwright_qcow2.layout import SNAPSHOT_EXTRA, SNAPSHOT_EXTRA_FIELDS, SNAPSHOT_FIELDS, SNAPSHOT_HEADER
+from diskwright_qcow2.layout import SNAPSHOT_EXTRA_FIELDS, SNAPSHOT_FIELDS
+from diskwright_qcow2.structures import SNAPSHOT_EXTRA, SNAPSHOT_HEADER
 
 SIZE = 2 << 20
 QemuImg = Callable[..., str]

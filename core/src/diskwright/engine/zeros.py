@@ -23,8 +23,7 @@ def nonzero_blocks(data: memoryview, block: int) -> npt.NDArray[np.bool_]:
     found = np.ones(-(-len(data) // block), dtype=bool)
     if whole:
         words = np.frombuffer(data[: whole * block], np.uint64).reshape(whole, block // _WORD)
-        # Most blocks of real data give themselves away by their first or last word; only the others are read whole.
-        suspects = np.flatnonzero((words[:, 0] | words[:, -1] | words[:, block // _WORD // 2]) == 0)
+        suspects = _suspects(words)
         if len(suspects) == whole:
             found[:whole] = words.max(axis=1) != 0
         elif len(suspects):
@@ -34,10 +33,24 @@ def nonzero_blocks(data: memoryview, block: int) -> npt.NDArray[np.bool_]:
     return found
 
 
+def _suspects(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """Index of each row that could be all zeros: most rows of real data give themselves away by one of three words."""
+    import numpy as np
+
+    heads = words[:, 0]
+    if heads.all():
+        return np.zeros(0, np.intp)
+    return np.flatnonzero((heads | words[:, -1] | words[:, words.shape[1] // 2]) == 0)
+
+
 def nonzero_runs(data: memoryview, block: int) -> list[tuple[int, int]]:
     """The parts of a buffer that are not zero: (start, end) pairs in bytes, in whole blocks but for the last."""
     import numpy as np
 
     found = nonzero_blocks(data, block)
-    edges = np.flatnonzero(np.diff(found, prepend=False, append=False)).tolist()
-    return [(first * block, min(last * block, len(data))) for first, last in zip(edges[::2], edges[1::2], strict=True)]
+    if found.all():
+        return [(0, len(data))] if len(data) else []
+    padded = np.zeros(len(found) + 2, bool)
+    padded[1:-1] = found
+    edges = (np.flatnonzero(padded[1:] != padded[:-1]) * block).tolist()
+    return [(first, min(last, len(data))) for first, last in zip(edges[::2], edges[1::2], strict=True)]

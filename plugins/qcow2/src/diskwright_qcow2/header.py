@@ -180,7 +180,7 @@ class Header:
             self.refcount_table_clusters * cluster,
             layout.MAX_REFCOUNT_TABLE_BYTES,
         )
-        smallest = layout.SNAPSHOT_HEADER.sizeof()
+        smallest = layout.SNAPSHOT_FIELDS.size
         self._validate_table(
             "Snapshot table", self.snapshots_offset, self.nb_snapshots * smallest, layout.MAX_SNAPSHOTS * smallest
         )
@@ -216,6 +216,7 @@ class Header:
             raise InvalidOption("No space left in the file header")
         head: bytes = layout.HEADER.build(
             {
+                "magic": layout.MAGIC,
                 "version": self.version,
                 "backing_file_offset": head_length if name else 0,
                 "backing_file_size": len(name),
@@ -284,7 +285,7 @@ def _read_fields(reader: BoundedReader) -> dict[str, Any]:
     """All header fields by name; those a version 2 header lacks have the values that it implies."""
     if reader.bytes(0, 4, "header") != layout.MAGIC:
         raise InvalidImage("Image is not in qcow2 format")
-    fields = dict(reader.structure(layout.HEADER, 0, "header"))
+    fields = vars(reader.structure(layout.HEADER, 0, "header"))
     if fields["version"] not in layout.VERSIONS:
         raise UnsupportedFeature(f"Unsupported qcow2 version {fields['version']}")
     if not layout.MIN_CLUSTER_BITS <= fields["cluster_bits"] <= layout.MAX_CLUSTER_BITS:
@@ -299,7 +300,7 @@ def _read_fields(reader: BoundedReader) -> dict[str, Any]:
         "unknown_fields": b"",
     }
     if fields["version"] > 2:
-        fields |= dict(reader.structure(layout.HEADER_V3, layout.HEADER_LENGTH_V2, "header"))
+        fields |= vars(reader.structure(layout.HEADER_V3, layout.HEADER_LENGTH_V2, "header"))
         _read_additional(reader, fields)
     if fields["backing_file_offset"] > 1 << fields["cluster_bits"]:
         raise InvalidImage("Invalid backing file offset")

@@ -1,6 +1,8 @@
 """On-disk structures, constants and limits of qcow2, one group per section of docs/interop/qcow2.rst. Big-endian.
 
-Sequences of integers (L1, L2, refcount and bitmap tables) are read as numpy arrays of the dtypes declared here.
+The structures are declared in :mod:`.structures`, with what their fields mean; here they stand in the form in which they
+are read and built. Sequences of integers (L1, L2, refcount and bitmap tables) are read as numpy arrays of the dtypes
+declared here.
 """
 
 from __future__ import annotations
@@ -8,42 +10,48 @@ from __future__ import annotations
 import struct
 from enum import IntEnum, IntFlag
 
-from construct import Bytes, Const, Int8ub, Int16ub, Int32ub, Int64ub, Struct
+from diskwright.packed import PackedStruct
 
 # Header
 
 MAGIC = b"QFI\xfb"
 VERSIONS = (2, 3)
 
-HEADER = Struct(
-    "magic" / Const(MAGIC),
-    "version" / Int32ub * "2 or 3",
-    "backing_file_offset" / Int64ub * "bytes, 0 without backing file",
-    "backing_file_size" / Int32ub * "bytes, at most 1023",
-    "cluster_bits" / Int32ub * "clusters are 1 << cluster_bits bytes",
-    "size" / Int64ub * "virtual disk size, bytes",
-    "crypt_method" / Int32ub,
-    "l1_size" / Int32ub * "entries",
-    "l1_table_offset" / Int64ub * "bytes, cluster aligned",
-    "refcount_table_offset" / Int64ub * "bytes, cluster aligned",
-    "refcount_table_clusters" / Int32ub * "clusters",
-    "nb_snapshots" / Int32ub,
-    "snapshots_offset" / Int64ub * "bytes, cluster aligned",
+HEADER = PackedStruct(
+    ">",
+    magic="4s",
+    version="I",
+    backing_file_offset="Q",
+    backing_file_size="I",
+    cluster_bits="I",
+    size="Q",
+    crypt_method="I",
+    l1_size="I",
+    l1_table_offset="Q",
+    refcount_table_offset="Q",
+    refcount_table_clusters="I",
+    nb_snapshots="I",
+    snapshots_offset="Q",
 )
 HEADER_LENGTH_V2 = 72
 
-HEADER_V3 = Struct(
-    "incompatible_features" / Int64ub,  # plain integers: a flags construct would lose unknown bits
-    "compatible_features" / Int64ub,
-    "autoclear_features" / Int64ub,
-    "refcount_order" / Int32ub * "refcounts are 1 << refcount_order bits",
-    "header_length" / Int32ub * "bytes, multiple of 8",
+HEADER_V3 = PackedStruct(
+    ">",
+    incompatible_features="Q",
+    compatible_features="Q",
+    autoclear_features="Q",
+    refcount_order="I",
+    header_length="I",
 )
 HEADER_LENGTH_V3_MIN = 104
 
 # Additional fields
 
-HEADER_ADDITIONAL = Struct("compression_type" / Int8ub, "padding" / Bytes(7))
+HEADER_ADDITIONAL = PackedStruct(
+    ">",
+    compression_type="B",
+    padding="7s",
+)
 HEADER_LENGTH = 112
 """Length of all fields known here, bytes."""
 
@@ -110,7 +118,11 @@ class Autoclear(IntFlag):
 
 # Header extensions
 
-EXTENSION_HEADER = Struct("type" / Int32ub, "length" / Int32ub * "bytes of data, without padding to 8")
+EXTENSION_HEADER = PackedStruct(
+    ">",
+    type="I",
+    length="I",
+)
 
 
 class ExtensionType(IntEnum):
@@ -129,7 +141,12 @@ MAX_BACKING_FORMAT = 15
 
 # Feature name table
 
-FEATURE_NAME = Struct("type" / Int8ub, "bit" / Int8ub, "name" / Bytes(46) * "padded with zeros")
+FEATURE_NAME = PackedStruct(
+    ">",
+    type="B",
+    bit="B",
+    name="46s",
+)
 FEATURE_NAMES = (
     # Feature type (0 incompatible, 1 compatible, 2 autoclear), bit, name.
     (0, 0, "dirty bit"),
@@ -146,18 +163,23 @@ MIN_CLUSTER_SIZE_FOR_FEATURE_NAMES = 8192
 
 # Bitmaps extension
 
-BITMAPS_EXTENSION = Struct(
-    "nb_bitmaps" / Int32ub,
-    "reserved" / Int32ub,
-    "bitmap_directory_size" / Int64ub * "bytes",
-    "bitmap_directory_offset" / Int64ub * "bytes, cluster aligned",
+BITMAPS_EXTENSION = PackedStruct(
+    ">",
+    nb_bitmaps="I",
+    reserved="I",
+    bitmap_directory_size="Q",
+    bitmap_directory_offset="Q",
 )
 MAX_BITMAPS = 65535
 MAX_BITMAP_DIRECTORY_BYTES = MAX_BITMAPS * 1024
 
 # Full disk encryption header pointer
 
-CRYPTO_EXTENSION = Struct("offset" / Int64ub * "bytes, cluster aligned", "length" / Int64ub * "bytes")
+CRYPTO_EXTENSION = PackedStruct(
+    ">",
+    offset="Q",
+    length="Q",
+)
 
 # Host cluster management
 
@@ -222,27 +244,11 @@ def compressed_descriptor(offset: int, length: int, cluster_bits: int) -> int:
 
 # Snapshots
 
-SNAPSHOT_HEADER = Struct(
-    "l1_table_offset" / Int64ub * "bytes, cluster aligned",
-    "l1_size" / Int32ub * "entries",
-    "id_str_size" / Int16ub * "bytes",
-    "name_size" / Int16ub * "bytes",
-    "date_sec" / Int32ub * "seconds since 1970, UTC",
-    "date_nsec" / Int32ub * "ns",
-    "vm_clock_nsec" / Int64ub * "ns the guest ran",
-    "vm_state_size" / Int32ub * "bytes, 0 if it does not fit: then see the extra data",
-    "extra_data_size" / Int32ub * "bytes",
-)
 
-SNAPSHOT_EXTRA = Struct(
-    "vm_state_size" / Int64ub * "bytes",
-    "disk_size" / Int64ub * "bytes",
-    "icount" / Int64ub * "instructions executed, all ones if not known",
-)
 SNAPSHOT_FIELDS = struct.Struct(">QIHHIIQII")
-"""The same as :data:`SNAPSHOT_HEADER`, for tables of tens of thousands of entries."""
+"""The fields of an entry, without their names: tables may have tens of thousands."""
 SNAPSHOT_EXTRA_FIELDS = struct.Struct(">QQQ")
-"""The same as :data:`SNAPSHOT_EXTRA`."""
+"""The extra data known here."""
 SNAPSHOT_EXTRA_MIN_V3 = 16
 """Version 3 requires the size of the VM state and of the disk, bytes."""
 SNAPSHOT_ALIGNMENT = 8
@@ -255,14 +261,15 @@ MAX_SNAPSHOT_NAME_BYTES = 255
 
 # Bitmaps
 
-BITMAP_DIRECTORY_ENTRY = Struct(
-    "bitmap_table_offset" / Int64ub * "bytes, cluster aligned",
-    "bitmap_table_size" / Int32ub * "entries",
-    "flags" / Int32ub,
-    "type" / Int8ub * "1: dirty tracking",
-    "granularity_bits" / Int8ub * "one bit covers 1 << granularity_bits bytes",
-    "name_size" / Int16ub * "bytes",
-    "extra_data_size" / Int32ub * "bytes",
+BITMAP_DIRECTORY_ENTRY = PackedStruct(
+    ">",
+    bitmap_table_offset="Q",
+    bitmap_table_size="I",
+    flags="I",
+    type="B",
+    granularity_bits="B",
+    name_size="H",
+    extra_data_size="I",
 )
 BITMAP_ALIGNMENT = 8
 BITMAP_TYPE_DIRTY_TRACKING = 1

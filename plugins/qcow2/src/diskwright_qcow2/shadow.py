@@ -273,7 +273,7 @@ class Shadow:
             features &= ~Autoclear.BITMAPS
         length = layout.HEADER.sizeof()
         stored = layout.HEADER.parse(self.image.reader.bytes(0, length, "header"))
-        head: bytes = layout.HEADER.build({**stored, **fields})
+        head: bytes = layout.HEADER.build(vars(stored) | fields)
         if self.header.version > 2:
             head += self.image.reader.bytes(length, layout.AUTOCLEAR_FIELD - length, "header")
             head += int(features).to_bytes(8, "big")

@@ -246,6 +246,9 @@ class ImageWriter:
     def _place(self, part: RangeWithinTable) -> Iterator[Placement]:
         """Places for a range inside one L2 table."""
         entries, bitmaps = part.entries(self.own_table(part.l1_index))
+        if not self.header.has_data_file and not entries.any():
+            yield from self._place_new(part, 0, len(entries), entries, bitmaps)
+            return
         placed = (entries & _COMPRESSED == 0) & (entries & _COPIED != 0)
         hosts = (entries & _OFFSET_MASK).astype(np.int64)
         if self.header.has_data_file:
@@ -268,12 +271,18 @@ class ImageWriter:
                 self._guard(Run(host // size, last - first))
                 yield part.placement(self.image.data_node, first, last, host, entries, bitmaps, True)
                 continue
-            position = first
-            while position < last:
-                run = self.allocator.take(last - position)
-                stop = position + run.length
-                yield part.placement(self.image.data_node, position, stop, run.first * size, entries, bitmaps, False)
-                position = stop
+            yield from self._place_new(part, first, last, entries, bitmaps)
+
+    def _place_new(
+        self, part: RangeWithinTable, first: int, last: int, entries: Column, bitmaps: Column
+    ) -> Iterator[Placement]:
+        """New places for clusters ``first`` to ``last`` - 1 of a range."""
+        while first < last:
+            run = self.allocator.take(last - first)
+            host = run.first << self.header.cluster_bits
+            stop = first + run.length
+            yield part.placement(self.image.data_node, first, stop, host, entries, bitmaps, False)
+            first = stop
 
     def _require_aligned(self, host: int) -> None:
         if host % self.header.cluster_size:
@@ -298,8 +307,9 @@ class ImageWriter:
     def _host_entries(self, part: RangeWithinTable, host: int) -> Column:
         """L2 entries for a range whose first byte stands at ``host``."""
         size = self.header.cluster_size
-        steps = np.arange(part.last - part.first, dtype=np.uint64) * np.uint64(size)
-        entries: Column = steps + np.uint64(host - part.start % size) | _COPIED
+        first = host - part.start % size
+        entries: Column = np.arange(first, first + (part.last - part.first) * size, size, dtype=np.uint64)
+        entries |= _COPIED
         return entries
 
     def replace(
@@ -325,7 +335,7 @@ class ImageWriter:
 
     def _release(self, old: Column, new: Column, cause: Cause) -> None:
         """Drop the references of L2 entries that others replace."""
-        if self.header.has_data_file:
+        if self.header.has_data_file or not old.any():
             return
         bits = np.uint64(self.header.cluster_bits)
         compressed = old & _COMPRESSED != 0
