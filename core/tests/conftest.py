@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -363,7 +363,7 @@ class LayerFormat:
 
     @hookimpl
     def bitmap_enable(self, image: LayerImage, name: str, enabled: bool) -> bool:
-        image.layer.bitmaps[name] = replace(image.layer.bitmaps[name], enabled=enabled)
+        image.layer.bitmaps[name] = image.layer.bitmaps[name]._replace(enabled=enabled)
         return True
 
     @hookimpl

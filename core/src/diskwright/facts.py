@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import ImageError
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """One internal snapshot.
 
     :ivar date_sec: seconds since 1970, UTC; ``date_nsec`` the nanoseconds after it.
@@ -28,8 +27,7 @@ class Snapshot:
     icount: int | None = None
 
 
-@dataclass(frozen=True)
-class Description:
+class Description(NamedTuple):
     """What ``info`` shows of a format.
 
     :ivar specific: the format's own facts, named as QEMU names them; values are str, int, bool, lists or mappings.
@@ -45,8 +43,7 @@ class Description:
     type: str | None = None
 
 
-@dataclass(frozen=True)
-class Bitmap:
+class Bitmap(NamedTuple):
     """One persistent dirty bitmap.
 
     :ivar granularity: bytes of guest data for each bit, a power of two.
@@ -60,8 +57,7 @@ class Bitmap:
     inconsistent: bool = False
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """How much space an image takes.
 
     :ivar required: bytes of the file with the data that there is.
@@ -74,7 +70,7 @@ class Measurement:
     bitmaps: int | None = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class CheckResult:
     """What ``check`` found.
 

@@ -18,7 +18,7 @@ from .policy import Policy
 from .registry import Registry
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Gate:
     """Opens and creates protocol nodes under a policy.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError
 from .filenames import FileName, backing_filename, local_filename, parse_filename
@@ -22,8 +21,7 @@ MAX_CHAIN = 1000
 """Most layers that a chain may have; each takes a file descriptor."""
 
 
-@dataclass(frozen=True)
-class OpenRequest:
+class OpenRequest(NamedTuple):
     """How to open an image; see :meth:`diskwright.context.Context.open` for the meaning of each.
 
     :ivar writable_depths: layers below the top one that are opened for writing too, by their depth.
@@ -84,7 +82,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
             return
         name = backing_filename(naming_file(layer), layer.backing_file)
         # An overlay cannot bear that anyone changes what is below it, whatever its format.
-        below = replace(request, writable=depth in request.writable_depths, exclusive=True, options=None)
+        below = request._replace(writable=depth in request.writable_depths, exclusive=True, options=None)
         try:
             backing = _open_layer(context, name, layer.backing_format, below, role="backing")
         except ImageError as error:

@@ -11,7 +11,7 @@ Nothing here runs per byte: hot calls are methods of the nodes that ``open`` ret
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import pluggy
@@ -58,8 +58,7 @@ def say_nothing(text: str) -> None:
     """Nobody wants to know."""
 
 
-@dataclass(frozen=True)
-class OpenOptions:
+class OpenOptions(NamedTuple):
     """What ``open`` of a format is told besides the node.
 
     :ivar filename: the name the user gave, for messages.
@@ -84,13 +83,12 @@ class OpenOptions:
     open_child: Callable[[str, str], Node]
     secret: Callable[[str], bytes] = no_secrets
     check: bool = False
-    children: Mapping[str, Node] = field(default_factory=dict)
+    children: Mapping[str, Node] = MappingProxyType({})
     discard: bool = False
     warn: Callable[[str], None] = say_nothing
 
 
-@dataclass(frozen=True)
-class CreateOptions:
+class CreateOptions(NamedTuple):
     """What ``create`` of a format is told.
 
     :ivar filename: the name of the image, for messages.
@@ -354,8 +352,7 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class ProtocolOptions:
+class ProtocolOptions(NamedTuple):
     """What ``open`` and ``create`` of a protocol are told besides the name.
 
     :ivar writable: whether the node will be written.
@@ -365,7 +362,7 @@ class ProtocolOptions:
     """
 
     writable: bool = False
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = MappingProxyType({})
     explicit: bool = True
     cache: str = "writeback"
 
@@ -413,8 +410,7 @@ class ProtocolSpecs(Protocol):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class FilterOptions:
+class FilterOptions(NamedTuple):
     """What ``open`` of a filter is told besides its children.
 
     :ivar writable: whether the disk will be written.

@@ -10,9 +10,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntFlag
-from typing import Protocol, Self, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
@@ -273,8 +272,7 @@ class Image(Node):
             raise failures[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where guest bytes about to be written go.
 
     :ivar offset: guest offset, bytes.

@@ -7,9 +7,8 @@ the declaration.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import InvalidOption
 from .sizes import MAX_INT64, MAX_UINT64, OutOfRange, parse_integer, parse_size
@@ -24,8 +23,7 @@ class OptionType(Enum):
     SIZE = "size"
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option of a driver.
 
     :ivar default: the value shown and used when the option is not given; ``None`` if it is then left out.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .errors import InvalidOption, RefusedByPolicy
 from .options import option_values, parse_bool
@@ -28,8 +27,7 @@ Names = frozenset[str]
 _Number = TypeVar("_Number", int, float)
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """What is allowed. ``None`` means that there is no limit.
 
     :ivar implicit: whether files may be opened that an image names rather than the user, whatever they are to it.

@@ -88,12 +88,9 @@ class Registry:
     def manager(self) -> pluggy.PluginManager:
         """The plugin manager; register a plugin of hook wrappers here to watch or veto what drivers do."""
         if self._manager is None:
-            import pluggy
+            from .plugging import DriverManager
 
-            from . import hookspecs
-
-            self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-            self._manager.add_hookspecs(hookspecs.SPECS.get(self.group, hookspecs.FormatSpecs))
+            self._manager = DriverManager(self.group)
         return self._manager
 
     def register(self, name: str, driver: object) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .errors import InvalidOption
 from .options import parse_bool, split_option_string
@@ -35,8 +34,7 @@ class OptionString(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class NodeOptions:
+class NodeOptions(NamedTuple):
     """What may be said of any node, whatever its driver.
 
     :ivar name: by which other nodes of the same tree may refer to it.

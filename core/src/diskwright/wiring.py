@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .errors import ImageError, InvalidOption, UnknownFormat
@@ -55,10 +55,10 @@ def open_children(
         return {}, request
     tree = nested(request.options)
     children = dict(_Wiring(context, None).children(format or probe(context, node), tree, request, undo))
-    return children, replace(request, options={key: scalar_text(value) for key, value in flat(tree).items()})
+    return children, request._replace(options={key: scalar_text(value) for key, value in flat(tree).items()})
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class _Wiring:
     """The nodes of one tree.
 
@@ -99,8 +99,7 @@ class _Wiring:
         common = take_node_options(value)
         if common.read_only and request.writable:
             raise InvalidOption("Block node is read-only")
-        request = replace(
-            request,
+        request = request._replace(
             force_share=request.force_share or common.force_share,
             cache=common.cache or request.cache,
             discard=common.discard,
@@ -121,7 +120,7 @@ class _Wiring:
 
         :param undo: closes it when the other node cannot be opened.
         """
-        below = replace(request, options=None)
+        below = request._replace(options=None)
         node = self._node(value, below, protocol=protocol)
         undo.callback(node.close)
         if isinstance(node, Image):
@@ -161,7 +160,7 @@ class _Wiring:
             children = dict(self.children(driver or probe(self.context, below), tree, request, undo))
             values = flat(tree)
             options = {key: scalar_text(value) for key, value in values.items()}
-            below_request = replace(request, options=options)
+            below_request = request._replace(options=options)
             image = open_format(self.context, below, below.filename, driver, below_request, children=children)
             undo.pop_all()
         self._name_format(image, values, {"file": below, **children})
@@ -204,7 +203,7 @@ class _Wiring:
             return
         if not request.backing:
             return
-        below = replace(request, writable=1 in request.writable_depths, exclusive=True, options=None)
+        below = request._replace(writable=1 in request.writable_depths, exclusive=True, options=None)
         try:
             node = self._node(backing, below, protocol=False)
         except ImageError as error:

@@ -34,7 +34,7 @@ from .ranges import Range, aligned, difference, intersection, joined
 from .rate import RateLimit
 from .zeros import nonzero_runs
 
-CELL = 1 << 20
+CELL = 2 << 20
 """Bytes; larger ones fall out of the processor's cache, smaller ones cost more calls."""
 ZERO_CELLS = 1024
 """Zeros are written this many cells at once."""
@@ -218,37 +218,38 @@ class _Copy:
         """Fill a cell's buffer; where no piece is, with zeros."""
         position = 0
         for piece in pieces:
-            first = piece.offset - cell_start
-            last = first + piece.length
-            view[position:first] = bytes(first - position)
+            offset, length, layer, extent = piece
+            first = offset - cell_start
+            last = first + length
+            if position < first:
+                view[position:first] = bytes(first - position)
             part = view[first:last]
-            if piece.layer is None or piece.extent is None:
-                part[:] = bytes(len(part))
+            if layer is None or extent is None:
+                part[:] = bytes(length)
             else:
-                with _failing("reading", piece.offset):
-                    self._read_piece(piece.layer, piece, part)
+                try:
+                    read_extent(layer, extent, part)
+                except (OSError, ImageError):
+                    with _failing("reading", offset):
+                        if self.options.salvage is None:
+                            raise
+                        self._salvage(layer, piece, part, self.options.salvage)
             position = last
-        view[position:] = bytes(len(view) - position)
+        if position < len(view):
+            view[position:] = bytes(len(view) - position)
 
-    def _read_piece(self, layer: Node, piece: Piece, buffer: memoryview) -> None:
-        """Read a piece; what is to be salvaged is read sector by sector where it cannot be read at once."""
-        if piece.extent is None:
-            return
-        try:
-            read_extent(layer, piece.extent, buffer)
-        except (OSError, ImageError):
-            if self.options.salvage is None:
-                raise
-        else:
-            return
+    def _salvage(self, layer: Node, piece: Piece, buffer: memoryview, report: Salvage) -> None:
+        """Read a piece sector by sector; what cannot be read becomes zeros."""
         for start in range(0, piece.length, SECTOR):
             end = min(start + SECTOR, piece.length)
             sector = piece.part(piece.offset + start, piece.offset + end)
+            if sector.extent is None:
+                continue
             try:
-                read_extent(layer, sector.extent or piece.extent, buffer[start:end])
+                read_extent(layer, sector.extent, buffer[start:end])
             except (OSError, ImageError) as error:
                 buffer[start:end] = bytes(end - start)
-                self.options.salvage(sector.offset, sector.length, error)
+                report(sector.offset, sector.length, error)
 
     def _fill_clusters(self, wanted: list[Range], cluster: int, cell_start: int, view: memoryview) -> list[Range]:
         """Round what is wanted out to whole clusters of the target, around it what the target reads as now.

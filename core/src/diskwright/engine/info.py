@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ImageError, InvalidImage
 from ..facts import Description, Snapshot
@@ -22,8 +22,7 @@ MAX_NESTED = 100
 """Most of those that are described one inside the other."""
 
 
-@dataclass(frozen=True)
-class NodeInfo:
+class NodeInfo(NamedTuple):
     """The facts of an image, or of a node that an image stands on.
 
     :ivar driver: name of the format or protocol.
@@ -51,7 +50,7 @@ class NodeInfo:
     snapshots: Sequence[Snapshot] = ()
     specific: Mapping[str, Any] | None = None
     specific_type: str | None = None
-    children: Mapping[str, NodeInfo] = field(default_factory=dict)
+    children: Mapping[str, NodeInfo] = MappingProxyType({})
 
 
 def inspect(context: Context, filename: str, format: str | None = None, *, force_share: bool = False) -> NodeInfo:
@@ -118,9 +117,9 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
 def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeInfo:
     """A filter says of the disk what the one below says of it."""
     below = children[node.role]
-    named = replace(below, filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
-    named = replace(named, cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
-    return replace(named, backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
+    named = below._replace(filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
+    named = named._replace(cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
+    return named._replace(backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
 
 
 def _describe_child(context: Context, node: Node) -> NodeInfo:
@@ -133,7 +132,7 @@ def _describe_child(context: Context, node: Node) -> NodeInfo:
     described = describe_node(context, layers.pop())
     while layers:
         upper = describe_node(context, layers.pop())
-        described = replace(upper, children={"backing": described, **upper.children})
+        described = upper._replace(children={"backing": described, **upper.children})
     return described
 
 

@@ -88,13 +88,17 @@ def plan(pieces: Iterable[Piece], cell: int, zeros_at_once: int) -> Iterator[Tas
     :param zeros_at_once: bytes, a multiple of ``cell``; zeros over whole cells become tasks of up to this many.
     """
     number = 0
+    place = 0  # in which cell the gathered pieces are
     gathered: list[Piece] = []
     for piece in pieces:
-        for part in _cut(piece, cell, zeros_at_once):
-            if gathered and part.offset // cell != gathered[-1].offset // cell:
+        first, last = piece.offset // cell, (piece.offset + piece.length - 1) // cell
+        for part in (piece,) if first == last else _cut(piece, cell, zeros_at_once):
+            here = part.offset // cell
+            if gathered and here != place:
                 yield Task(number, gathered, not _continues(gathered[-1], part))
                 number += 1
                 gathered = []
+            place = here
             gathered.append(part)
     if gathered:
         yield Task(number, gathered)

@@ -56,7 +56,7 @@ def add_bitmap(image: Qcow2Image, bitmap: Bitmap) -> None:
         entry = BitmapEntry(bitmap.name, 0, count, BitmapFlag.AUTO if bitmap.enabled else BitmapFlag(0), bits, offset=0)
         change = DirectoryChange(image)
         others = [change.again(other) for other in image.bitmaps]
-        placed = dataclasses.replace(entry, table_offset=change.place_table(np.zeros(count, np.uint64)))
+        placed = entry._replace(table_offset=change.place_table(np.zeros(count, np.uint64)))
         change.switch([*others, placed])
         image.stored_bitmaps.add(entry.name)
 
@@ -109,7 +109,7 @@ def enable_bitmap(image: Qcow2Image, name: str, enabled: bool) -> None:
         entry = _find_consistent(image, name)
         flags = entry.flags | BitmapFlag.AUTO if enabled else entry.flags & ~BitmapFlag.AUTO
         if flags != entry.flags:
-            changed = dataclasses.replace(entry, flags=flags)
+            changed = entry._replace(flags=flags)
             DirectoryChange(image).switch([changed if other is entry else other for other in image.bitmaps])
 
 
@@ -303,7 +303,7 @@ class DirectoryChange:
         gone[:shared] = old[:shared] != table[:shared]
         self.drop_data(old[gone])
         self.drop_table(entry, old)
-        return dataclasses.replace(entry, table_offset=self.place_table(table), table_size=len(table))
+        return entry._replace(table_offset=self.place_table(table), table_size=len(table))
 
     def again(self, entry: BitmapEntry) -> BitmapEntry:
         """A bitmap as it is, in other places.
@@ -325,7 +325,7 @@ class DirectoryChange:
                 table[index] = self._place(chunk)
         self.drop_data(old)
         self.drop_table(entry, old)
-        return dataclasses.replace(entry, table_offset=self.place_table(table))
+        return entry._replace(table_offset=self.place_table(table))
 
     def _place_chunk(self, bits: bytes, limit: int) -> int:
         """Write a cluster of bits, of which the first ``limit`` count; the table entry for it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diskwright.errors import InvalidImage
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from .header import Header
 
 
-@dataclass(frozen=True)
-class BitmapEntry:
+class BitmapEntry(NamedTuple):
     """One entry of the bitmap directory; all fields are within their limits.
 
     :ivar table_offset: bytes, cluster aligned.
@@ -56,9 +54,9 @@ def read_bitmaps(reader: BoundedReader, header: Header) -> list[BitmapEntry]:
     entries: list[BitmapEntry] = []
     position = 0
     while position < len(data):
-        entry, position = _parse_entry(header, directory, data, position, last=len(entries) == directory.count)
+        entry, position = _parse_entry(header, directory, data, position, last=len(entries) == directory.number)
         entries.append(entry)
-    if len(entries) < directory.count:
+    if len(entries) < directory.number:
         raise InvalidImage("Less bitmaps found than specified in header extension", offset=directory.offset)
     return entries
 

@@ -204,7 +204,7 @@ def _lay_out(target: Node, header: Header, luks: bytes) -> None:
     end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
     if header.crypto is not None:
         run = allocator.take_contiguous(-(-header.crypto.length // size))
-        header = replace(header, crypto=replace(header.crypto, offset=run.first * size))
+        header = replace(header, crypto=header.crypto._replace(offset=run.first * size))
         disk.write(run.first * size, luks)
         end = run.end * size
     if (moved := allocator.moved_table) is not None:

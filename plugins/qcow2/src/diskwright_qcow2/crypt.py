@@ -7,7 +7,6 @@ The sector number that the initialization vector is made of counts from the star
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from diskwright.extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind
@@ -93,7 +92,7 @@ class Encryption:
         covered = []
         for placement in placements:
             place = self._place(placement.offset, placement.node_offset)
-            covered.append(replace(placement, node=place, node_offset=placement.node_offset - place.shift))
+            covered.append(placement._replace(node=place, node_offset=placement.node_offset - place.shift))
         return covered
 
     def uncover(self, placements: Iterable[Placement]) -> list[Placement]:
@@ -101,7 +100,7 @@ class Encryption:
         plain = []
         for placement in placements:
             shift = placement.node.shift if isinstance(placement.node, _Clusters) else 0
-            plain.append(replace(placement, node=self._data_node, node_offset=placement.node_offset + shift))
+            plain.append(placement._replace(node=self._data_node, node_offset=placement.node_offset + shift))
         return plain
 
 

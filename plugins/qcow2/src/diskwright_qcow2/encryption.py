@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedFeature, UnsupportedOperation
 from diskwright.node import SECTOR
@@ -114,8 +113,7 @@ def read_luks_header(reader: BoundedReader, header: Header) -> LuksHeader | None
     return luks
 
 
-@dataclass(frozen=True)
-class NewEncryption:
+class NewEncryption(NamedTuple):
     """How a new image is to be encrypted.
 
     :ivar luks: the parameters of its LUKS volume, ``None`` for AES.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from diskwright.errors import InvalidImage
 
@@ -14,33 +13,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@dataclass(frozen=True)
-class Extension:
+class Extension(NamedTuple):
     """A header extension as it is stored; used for those that have no meaning here and are only to be kept."""
 
     type: int
     data: bytes
 
 
-@dataclass(frozen=True)
-class CryptoPointer:
+class CryptoPointer(NamedTuple):
     """Where the LUKS header stands in the file: bytes, cluster aligned; length in bytes."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True)
-class BitmapDirectory:
+class BitmapDirectory(NamedTuple):
     """Where the bitmap directory stands: number of bitmaps > 0, offset and size in bytes."""
 
-    count: int
+    number: int
     offset: int
     size: int
 
 
-@dataclass(frozen=True)
-class ExtensionContext:
+class ExtensionContext(NamedTuple):
     """What of the header decides whether its extensions are valid.
 
     :ivar bitmaps_valid: whether the autoclear bit vouches for the bitmaps extension.
@@ -51,8 +46,7 @@ class ExtensionContext:
     bitmaps_valid: bool
 
 
-@dataclass(frozen=True)
-class Extensions:
+class Extensions(NamedTuple):
     """All header extensions of an image.
 
     :ivar stale_bitmaps: whether there is a bitmaps extension that nobody vouches for.

@@ -269,7 +269,7 @@ class Header:
         if self.bitmaps:
             data = layout.BITMAPS_EXTENSION.build(
                 {
-                    "nb_bitmaps": self.bitmaps.count,
+                    "nb_bitmaps": self.bitmaps.number,
                     "reserved": 0,
                     "bitmap_directory_size": self.bitmaps.size,
                     "bitmap_directory_offset": self.bitmaps.offset,
@@ -285,7 +285,7 @@ def _read_fields(reader: BoundedReader) -> dict[str, Any]:
     """All header fields by name; those a version 2 header lacks have the values that it implies."""
     if reader.bytes(0, 4, "header") != layout.MAGIC:
         raise InvalidImage("Image is not in qcow2 format")
-    fields = vars(reader.structure(layout.HEADER, 0, "header"))
+    fields: dict[str, Any] = vars(reader.structure(layout.HEADER, 0, "header"))
     if fields["version"] not in layout.VERSIONS:
         raise UnsupportedFeature(f"Unsupported qcow2 version {fields['version']}")
     if not layout.MIN_CLUSTER_BITS <= fields["cluster_bits"] <= layout.MAX_CLUSTER_BITS:

@@ -1,8 +1,8 @@
 """On-disk structures, constants and limits of qcow2, one group per section of docs/interop/qcow2.rst. Big-endian.
 
-The structures are declared in :mod:`.structures`, with what their fields mean; here they stand in the form in which they
-are read and built. Sequences of integers (L1, L2, refcount and bitmap tables) are read as numpy arrays of the dtypes
-declared here.
+The structures are declared in :mod:`.structures`, with what their fields mean; here they stand in the form in which
+they are read and built. Sequences of integers (L1, L2, refcount and bitmap tables) are read as numpy arrays of the
+dtypes declared here.
 """
 
 from __future__ import annotations

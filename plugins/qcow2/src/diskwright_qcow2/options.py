@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from diskwright.options import Option, OptionType
 
 DEFAULT_CLUSTER_SIZE = 65536
@@ -42,7 +40,7 @@ _AMENDABLE = ("size", "compat", "backing_file", "backing_fmt", "data_file", "dat
 
 AMEND_OPTIONS = (
     *(
-        replace(option, default=None)
+        option._replace(default=None)
         for name in (*_AMENDABLE, "refcount_bits")
         for option in CREATION_OPTIONS
         if option.name == name

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Flag
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diskwright.errors import InvalidOption
 
@@ -59,8 +58,7 @@ OVERLAP_SWITCHES = {
 """Structures by the last part of their option's name."""
 
 
-@dataclass(frozen=True)
-class Runtime:
+class Runtime(NamedTuple):
     """The runtime options of an image; the defaults are QEMU's.
 
     :ivar overlap: the structures that are looked out for before clusters are written.

@@ -101,7 +101,7 @@ def rewrite_table(image: Qcow2Image) -> None:
     header, bits, entries = image.header, image.header.cluster_bits, image.snapshots
     end = header.snapshots_offset + snapshot_table_size(image)
     table = build_snapshots(entries)
-    own = [*entries[:-1], dataclasses.replace(entries[-1], end=header.snapshots_offset + 1)]
+    own = [*entries[:-1], entries[-1]._replace(end=header.snapshots_offset + 1)]
     image.mended = MendedTable(own, [], 0, shortened=True)
     image.restart()
     run = image.writer.allocator.take_contiguous(-(-len(table) >> bits))

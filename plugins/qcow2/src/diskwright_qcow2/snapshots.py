@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from diskwright.errors import InvalidImage
@@ -26,8 +25,7 @@ _MAX_TABLE_AS_STORED = 2 * layout.MAX_SNAPSHOT_TABLE_BYTES
 """Most bytes looked at: what is to be dropped counts here, unlike for the size that the table may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotEntry:
+class SnapshotEntry(NamedTuple):
     """One entry of the snapshot table.
 
     :ivar l1_table_offset: bytes; neither it nor :attr:`l1_size` has been checked.

@@ -110,7 +110,7 @@ class ImageWriter:
                 if placements and _continues(placements[-1], placement):
                     last = placements[-1]
                     joined = last.length + placement.length
-                    placements[-1] = dataclasses.replace(last, length=joined, tail=placement.tail)
+                    placements[-1] = last._replace(length=joined, tail=placement.tail)
                 else:
                     placements.append(placement)
         return placements

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,7 @@ class FileNode(Node):
         self._lent = False
         self._locks = None if options.values.get("locking") == "off" else ImageLocks(fd, filename)
         self._direct: DirectIO | None = None
+        self._writing = threading.Lock()
 
     def go_direct(self) -> None:
         """From now on, move data past the page cache.
@@ -176,10 +178,12 @@ class FileNode(Node):
             if self._direct is not None:
                 self._direct.write(offset, view)
                 return
-            while len(view):
-                count = os.pwrite(self._fd, view, offset)
-                view = view[count:]
-                offset += count
+            # The system lets one thread at a time write to a file; the others would spin meanwhile instead of sleeping.
+            with self._writing:
+                while len(view):
+                    count = os.pwrite(self._fd, view, offset)
+                    view = view[count:]
+                    offset += count
         except OSError as error:
             raise NodeIOError(f"Could not write '{self.filename}'", error) from None
         finally:
