@@ -27,7 +27,8 @@ UNITS = {"K": 1 << 10, "M": MIB, "G": GIB, "T": 1 << 40}
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the command line asks for.
 
-    :returns: 0, whatever the figures are; 1 if something failed or contents differ that must not; 2 if nothing could be done.
+    :returns: 0, whatever the figures are; 1 if something failed or contents differ that must not; 2 if nothing could be
+        done; 130 if interrupted.
     """
     options = _parse(arguments)
     names = chosen(options.only, [operation.name for operation in OPERATIONS] + [*inprocess.NAMES])
@@ -199,7 +200,8 @@ def _facts(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
 def _caption(facts: dict[str, Any]) -> str:
     found = facts["machine"]
     programs = " beside ".join(program["version"] or "?" for program in found["programs"].values())
-    return f"{programs}; {found['processors']} x {found['processor']}, {found['memory'] / GIB:.0f} GiB, {found['file_system']}"
+    processors = f"{found['processors']} x {found['processor']}"
+    return f"{programs}; {processors}, {found['memory'] / GIB:.0f} GiB, {found['file_system']}"
 
 
 def _write(directory: Path, name: str, content: dict[str, Any], draw: Callable[[], str]) -> None:

@@ -1,4 +1,4 @@
-"""Makes the image of a real file system: files of this machine, text and programs, with written zeros and holes between."""
+"""Makes the image of a real file system: files of this machine, text and programs, with zeros and holes between."""
 
 from __future__ import annotations
 

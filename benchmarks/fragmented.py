@@ -1,12 +1,13 @@
 """Writes qcow2 files whose clusters lie in any order: what years of use do to an image, made in seconds.
 
-This is no part of the product and shares no code with it. It follows QEMU's docs/interop/qcow2.rst; ``qemu-img check`` finds
-nothing wrong with the result. The file begins with header, refcount table, refcount blocks, L1 table and L2 tables, then come
-the guest's clusters.
+This is no part of the product and shares no code with it. It follows QEMU's docs/interop/qcow2.rst; ``qemu-img check``
+finds nothing wrong with the result. The file begins with header, refcount table, refcount blocks, L1 table and L2
+tables, then come the guest's clusters.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def write(
     :param guests: numbers of the clusters of the disk that are allocated, in ascending order.
     :param backing: name of the backing file, a qcow2 image.
     :param shuffle: whether the clusters lie in the file in random order; else in the order of the disk.
-    :param data: whether they hold anything, which is the number of the cluster, over and over; else they are holes of the
-        file, and read as zeros.
+    :param data: whether they hold anything, which is the number of the cluster, over and over; else they are holes of
+        the file, and read as zeros.
     """
     per_table, per_block = cluster_size // 8, cluster_size // 2
     tables = -(-size // (cluster_size * per_table))
@@ -100,8 +101,6 @@ def _header(
 
 
 def _write_clusters(descriptor: int, position: int, cluster_size: int, numbers: NDArray[np.int64]) -> None:
-    import os
-
     step = max(1, PORTION // cluster_size)
     for start in range(0, len(numbers), step):
         block = np.repeat(numbers[start : start + step] + 1, cluster_size // 8)

@@ -116,7 +116,7 @@ def offsets(size: int, count: int, step: int) -> list[int]:
 
 
 def far_step(size: int) -> int:
-    """A step over a disk, bytes, after which the places visited lie as if they were random: the golden section of it."""
+    """A step over a disk, bytes, that visits places as if they were random: the golden section of the disk."""
     return int(size // READ * 0.6180339887) // 2 * 2 * READ + READ
 
 

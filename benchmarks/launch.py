@@ -1,10 +1,10 @@
 """Starts programs and measures them, in a process of its own that stays small.
 
-Linux counts the memory of the process that called exec towards the peak of the program that is executed. So the peak of what
-is measured can never be seen to be lower than that of its parent, and the parent must be as small as can be: this file is
-run by ``python -I -S`` and imports nothing but what the interpreter is made of. :mod:`benchmarks.process` talks to it, in
-marshalled values over a pipe: a request ``(arguments, stdout, stderr, seconds)``, an answer ``(wall, user, system,
-peak, status)`` in seconds, seconds, seconds, KiB and as from ``waitpid``, or the text of an error.
+Linux counts the memory of the process that called exec towards the peak of the program that is executed. So the peak of
+what is measured can never be seen to be lower than that of its parent, and the parent must be as small as can be: this
+file is run by ``python -I -S`` and imports little but what the interpreter is made of. :mod:`benchmarks.process` talks
+to it, in marshalled values over a pipe: a request ``(arguments, stdout, stderr, seconds)``, an answer ``(wall, user,
+system, peak, status)`` in seconds, seconds, seconds, KiB and as from ``waitpid``, or the text of an error.
 """
 
 import marshal

@@ -54,7 +54,7 @@ def free_space(directory: Path) -> int:
 
 
 def settle(files: Iterable[Path]) -> None:
-    """Let the system write out what is left to write of some files, so that what is measured next does not pay for it."""
+    """Let the system write out what is left to write of some files: what is measured next is not to pay for it."""
     for path in files:
         with path.open("rb") as file:
             os.fdatasync(file.fileno())

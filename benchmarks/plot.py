@@ -32,14 +32,16 @@ class Drawing:
     ) -> None:
         """A line of text."""
         self._parts.append(
-            f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{colour}' font-size='{size}'>{escape(text)}</text>"
+            f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{colour}' font-size='{size}'>"
+            f"{escape(text)}</text>"
         )
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, dashes: str = "") -> None:
         """A straight line."""
         dash = f" stroke-dasharray='{dashes}'" if dashes else ""
         self._parts.append(
-            f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' stroke='{colour}' stroke-width='{width}'{dash}/>"
+            f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' "
+            f"stroke='{colour}' stroke-width='{width}'{dash}/>"
         )
 
     def dot(self, x: float, y: float, colour: str, title: str, *, hollow: bool = False) -> None:

@@ -130,7 +130,7 @@ def _sides(setting: Setting, operation: Operation) -> Iterator[dict[str, Side]]:
 
 
 def _compare(setting: Setting, operation: Operation, sides: dict[str, Side], *, first: bool) -> None:
-    """Compare what both made with each other after each pair of runs, and with the disk it must be like after the first."""
+    """Compare what both made with each other after each pair of runs; after the first with what it must be like."""
     ours, theirs = sides["ours"], sides.get("theirs")
     if operation.prints and theirs:
         verify.same_prints(operation.prints, ours.printed, theirs.printed)
