@@ -154,6 +154,7 @@ def _show(
     setting: Setting, options: argparse.Namespace, facts: dict[str, Any], rows: list[Row], inside: list[Inside]
 ) -> None:
     print(_caption(facts))
+    print(_about(setting.shop.sizes))
     if machine.busy(facts["machine"]["load"]):
         print(f"The machine was busy (load {facts['machine']['load']:.1f}): do not trust wall times.")
     print(
@@ -186,7 +187,7 @@ def _scale(setting: Setting, options: argparse.Namespace, names: list[str]) -> i
 
 def _facts(setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "machine": machine.facts(setting.programs, setting.shop.directory),
+        "machine": machine.facts(setting.launcher, setting.programs, setting.shop.directory),
         "options": {
             "runs": setting.runs,
             "cold": setting.cold,
@@ -202,6 +203,13 @@ def _caption(facts: dict[str, Any]) -> str:
     programs = " beside ".join(program["version"] or "?" for program in found["programs"].values())
     processors = f"{found['processors']} x {found['processor']}"
     return f"{programs}; {processors}, {found['memory'] / GIB:.0f} GiB, {found['file_system']}"
+
+
+def _about(sizes: Sizes) -> str:
+    return (
+        f"File system image {sizes.disk / GIB:g} GiB; sparse and preallocated disk {sizes.sparse / GIB:g} GiB; "
+        f"fragmented image {sizes.clusters:,} clusters; chain of {sizes.layers} layers."
+    )
 
 
 def _write(directory: Path, name: str, content: dict[str, Any], draw: Callable[[], str]) -> None:

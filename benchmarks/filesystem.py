@@ -71,20 +71,30 @@ def chosen_files(budget: int, largest: int) -> Iterator[tuple[Path, str]]:
 
 
 def _regular_files() -> Iterator[Path]:
-    for root in SOURCES:
-        for directory, _, names in os.walk(root):
-            for name in names:
-                path = Path(directory, name)
-                if path.is_file() and not path.is_symlink():
-                    yield path
+    pending = list(SOURCES)
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        yield Path(entry.path)
+        except OSError:  # not there, or not for us
+            continue
 
 
 def _pack(path: Path, files: Iterator[tuple[Path, str]]) -> None:
+    """Write files one behind the other, after every few a hole of a third of what they took."""
     with path.open("r+b") as image:
+        start = 0
         for number, (source, _) in enumerate(files):
             image.write(source.read_bytes())
             end = -(-image.tell() // BLOCK) * BLOCK
-            image.seek(end + (BLOCK * 64 if number % 16 == 0 else 0))
+            if number % 16 == 0:
+                end += (end - start) // 3 // BLOCK * BLOCK
+                start = end
+            image.seek(end)
 
 
 def _write_zeros(path: Path, budget: int) -> None:

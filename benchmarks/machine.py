@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .process import Launcher
+
 LIBRARIES = (
     "diskwright-core",
     "numpy",
@@ -21,11 +23,12 @@ LIBRARIES = (
 )
 
 
-def facts(programs: dict[str, str], directory: Path) -> dict[str, Any]:
+def facts(launcher: Launcher, programs: dict[str, str], directory: Path) -> dict[str, Any]:
     """Machine, versions and load, as plain values.
 
     :param programs: ours and theirs, as in :class:`benchmarks.runner.Setting`.
     :param directory: where the workloads are.
+    :returns: among them ``peak_floor``, bytes: no peak of memory is seen to be lower, see :mod:`benchmarks.launch`.
     """
     return {
         "processor": _processor(),
@@ -36,6 +39,7 @@ def facts(programs: dict[str, str], directory: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: found for name in LIBRARIES if (found := _version(name))},
         "programs": {name: {"path": program, "version": _told(program)} for name, program in programs.items()},
+        "peak_floor": launcher.run(["true"]).peak,
         "load": os.getloadavg()[0],
     }
 

@@ -78,6 +78,7 @@ class Side:
                 paths.forget(path)
         words = [fill(word, self.place) for word in shlex.split(self._operation.command)]
         taken = self._setting.launcher.run([self._program, *words])
+        paths.settle(self._directory.iterdir())  # who runs next is not to wait for what this one wrote
         if self._operation.prints:
             shutil.copyfile(self._setting.launcher.output_file, self.printed)
         return taken
@@ -108,6 +109,8 @@ def measure(setting: Setting, operation: Operation, say: Callable[[str], None]) 
                 taken = {name: sides[name].run() for name in order if name in sides}
                 _compare(setting, operation, sides, first=number < 0)
                 row.sizes = _sizes(sides)
+                for side in sides.values():
+                    side.clean()
                 if number >= 0:
                     row.ours.append(taken["ours"])
                     row.theirs.extend([taken["theirs"]] if "theirs" in taken else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -246,12 +247,15 @@ def verdict(curve: Curve) -> str:
     """Whether a program's time and memory grow no faster than what they are measured by."""
     if curve.error:
         return f"ERROR: {curve.error[:120]}"
-    worse = [
-        name
-        for name, fit in (("time", curve.time), ("memory", curve.memory))
-        if fit is not None and fit.exponent > LINEAR
-    ]
+    quantities = (("time", curve.time, curve.cpu), ("memory", curve.memory, curve.peak))
+    worse = [name for name, fit, costs in quantities if fit is not None and _more_than_linear(fit, curve.sizes, costs)]
     return f"MORE THAN LINEAR: {', '.join(worse)}" if worse else "linear or better"
+
+
+def _more_than_linear(fit: Growth, sizes: Sequence[int], costs: Sequence[float]) -> bool:
+    """The fit says so and so do the largest two: with little growth over a fixed cost, noise makes any exponent."""
+    step = math.log(costs[-1] / costs[-2]) / math.log(sizes[len(costs) - 1] / sizes[len(costs) - 2])
+    return fit.exponent > LINEAR and step > LINEAR
 
 
 def _exponent(fit: Growth | None) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from . import filesystem, fragmented
-from .paths import copy, free_space
+from .paths import copy, free_space, remove
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 SECRET = "secret,id=key,data=passphrase"  # noqa: S105  of volumes that hold copies of public files
@@ -87,8 +87,11 @@ class Workshop:
             self._say(f"making {workload.file}")
             self.directory.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f".{path.name}.partial")
-            workload.make(self, partial)
-            partial.rename(path)
+            try:
+                workload.make(self, partial)
+                partial.rename(path)
+            finally:
+                remove(partial)
         return path
 
     def require_space(self, names: Iterable[str], outputs: int) -> None:
