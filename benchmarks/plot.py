@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"wall": "#0072b2", "CPU": "#d55e00", "memory": "#009e73"}
 """Colours that people who see colours differently can tell apart."""
+MIB = 1 << 20
 LOW, HIGH = 0.01, 32.0
 LEFT, WIDTH, LINE, TOP = 250, 640, 34, 84
 FONT = "font-family='sans-serif' font-size='12'"
@@ -117,55 +119,77 @@ def curves(found: Sequence[Curve], caption: str) -> str:
     drawing = Drawing()
     drawing.text(10, 20, "Growth: measured (dots) and fitted (lines), ours filled and theirs hollow", size=14)
     drawing.text(10, 38, caption, colour="#666", size=11)
-    panels = list(dict.fromkeys((curve.series, curve.name) for curve in found))
-    for number, (series, name) in enumerate(panels):
+    panels = [
+        (series, name, quantity)
+        for series, name in dict.fromkeys((curve.series, curve.name) for curve in found)
+        for quantity in ("CPU s", "memory MiB")
+    ]
+    for number, (series, name, quantity) in enumerate(panels):
         x = MARGIN + (number % ACROSS) * (PANEL_WIDTH + MARGIN)
         y = 70 + (number // ACROSS) * (PANEL_HEIGHT + MARGIN)
         both = [curve for curve in found if (curve.series, curve.name) == (series, name)]
-        _panel(drawing, x, y, f"{name} by {series}", both)
+        drawing.text(x, y - 8, f"{name} by {series}: {quantity}", size=11)
+        _panel(drawing, x, y, [_plotted(curve, quantity) for curve in both])
     down = -(-len(panels) // ACROSS)
     return drawing.finish(MARGIN + ACROSS * (PANEL_WIDTH + MARGIN), 80 + max(1, down) * (PANEL_HEIGHT + MARGIN))
 
 
-def _panel(drawing: Drawing, x: float, y: float, title: str, found: Sequence[Curve]) -> None:
-    drawing.text(x, y - 8, title)
+@dataclass(frozen=True)
+class _Plotted:
+    """One quantity of a curve."""
+
+    side: str
+    points: list[tuple[float, float]]
+    fit: Callable[[float], float] | None
+
+
+def _plotted(curve: Curve, quantity: str) -> _Plotted:
+    costs, fit, unit = (curve.cpu, curve.time, 1.0) if quantity == "CPU s" else (curve.peak, curve.memory, MIB)
+    points = [(float(size), cost / unit) for size, cost in zip(curve.sizes, costs, strict=False)]
+    return _Plotted(curve.side, points, None if fit is None else lambda size: fit.at(size) / unit)
+
+
+def _panel(drawing: Drawing, x: float, y: float, found: Sequence[_Plotted]) -> None:
     drawing.line(x, y + PANEL_HEIGHT, x + PANEL_WIDTH, y + PANEL_HEIGHT, "#222")
     drawing.line(x, y, x, y + PANEL_HEIGHT, "#222")
-    values = [(size, cost) for curve in found for size, cost in zip(curve.sizes, curve.cpu, strict=False)]
+    values = [point for item in found for point in item.points]
     if not values:
         drawing.text(x + 10, y + 20, "not measured", colour="#999")
         return
     (low_x, high_x), (low_y, high_y) = (_span([value[axis] for value in values]) for axis in (0, 1))
 
     def place(size: float, cost: float) -> tuple[float, float]:
+        inside = min(max(cost, low_y), high_y)
         return (
             x + PANEL_WIDTH * math.log(size / low_x) / math.log(high_x / low_x),
-            y + PANEL_HEIGHT * (1 - math.log(max(cost, low_y) / low_y) / math.log(high_y / low_y)),
+            y + PANEL_HEIGHT * (1 - math.log(inside / low_y) / math.log(high_y / low_y)),
         )
 
     for tick in _ticks(low_y, high_y):
-        drawing.text(x - 5, place(low_x, tick)[1] + 4, f"{tick:g} s", anchor="end", size=10)
+        drawing.text(x - 5, place(low_x, tick)[1] + 4, f"{tick:g}", anchor="end", size=10)
     for tick in _ticks(low_x, high_x):
         drawing.text(
-            place(tick, low_y)[0], y + PANEL_HEIGHT + 14, f"{tick:.0e}".replace("e+0", "e"), anchor="middle", size=10
+            place(tick, low_y)[0], y + PANEL_HEIGHT + 14, f"{tick:.0e}".replace("e+", "e"), anchor="middle", size=9
         )
-    for curve in found:
-        colour = COLOURS["wall"] if curve.side == "ours" else COLOURS["CPU"]
-        for size, cost in zip(curve.sizes, curve.cpu, strict=False):
-            drawing.dot(
-                *place(size, cost), colour, f"{curve.side}: {cost:.3g} s at {size:g}", hollow=curve.side != "ours"
-            )
-        if curve.time is not None:
-            steps = [low_x * (high_x / low_x) ** (part / 20) for part in range(21)]
-            points = [place(size, min(curve.time.at(size), high_y)) for size in steps]
-            for first, second in pairwise(points):
+    steps = [low_x * (high_x / low_x) ** (part / 20) for part in range(21)]
+    for item in found:
+        colour, hollow = (COLOURS["wall"], False) if item.side == "ours" else (COLOURS["CPU"], True)
+        for size, cost in item.points:
+            drawing.dot(*place(size, cost), colour, f"{item.side}: {cost:.3g} at {size:g}", hollow=hollow)
+        if item.fit is not None:
+            for first, second in pairwise([place(size, item.fit(size)) for size in steps]):
                 drawing.line(*first, *second, colour)
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = max(min(values), 1e-4), max(*values, 2e-4)
+    low, high = max(min(values), 1e-4), max([*values, 2e-4])
     return low / 1.2, high * 1.2
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    return [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    """Round numbers between two, not too many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if high / low > 100 else (1, 2, 5)
+    every = 1 + len(powers) // 6
+    ticks = [factor * 10.0**power for power in powers[::every] for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]

@@ -292,7 +292,7 @@ class TestReport:
         assert {"good <&>", "bad", "open", "a machine"} <= set(texts)
         curve = scale.Curve("layers", "map", "ours", [1, 10, 100], [0.1, 0.2, 1.2], [], [1e7, 1e7, 2e7])
         drawn = ElementTree.fromstring(plot.curves([curve], "a machine"))
-        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+        assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 6  # times and memory
 
 
 def test_limits(setting: runner.Setting, tmp_path: Path) -> None:
