@@ -111,7 +111,7 @@ def _setting(options: argparse.Namespace) -> Iterator[Setting]:
     with tempfile.TemporaryDirectory(dir=options.directory, prefix="scratch-") as name:
         scratch = Path(name)
         with Launcher(scratch, options.address_space) as launcher:
-            limit_runs = 0 if options.no_limits else min(3, options.runs)
+            limit_runs = 0 if options.no_limits else 1 if options.quick else min(3, options.runs)
             yield Setting(launcher, shop, scratch, programs, options.runs, options.cold, limit_runs)
 
 

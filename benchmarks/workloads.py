@@ -39,7 +39,7 @@ class Sizes:
         return f"v1-{self.disk // MIB}M-{self.sparse // GIB}G-{self.clusters}-{self.layers}"
 
 
-QUICK = Sizes(256 * MIB, 32 * GIB, 20_000, 16)
+QUICK = Sizes(128 * MIB, 16 * GIB, 10_000, 16)
 """For a look whether everything works, not for figures."""
 
 

@@ -329,17 +329,13 @@ def test_scale(setting: runner.Setting, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class TestCommandLine:
+    @pytest.fixture(autouse=True)
+    def _place(self, workloads: Path) -> None:
+        self.directory = workloads / "command-line"
+
     def run(self, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks",
-            "--directory",
-            str(tmp_path / "bench"),
-            "--size",
-            "4M",
-            *arguments,
-        ]
+        places = ["--directory", str(self.directory), "--output", str(tmp_path / "results")]
+        command = [sys.executable, "-m", "benchmarks", *places, "--size", "4M", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
     def test_without_qemu_img(self, tmp_path: Path) -> None:
@@ -348,14 +344,14 @@ class TestCommandLine:
         )
         assert done.returncode == 0, done
         assert "qemu-img is not installed" in done.stderr
-        results = tmp_path / "bench/results"
+        results = tmp_path / "results"
         content = json.loads((results / "bench.json").read_text())
         assert list(content["machine"]["programs"]) == ["ours"]
         assert content["options"]["sizes"]["disk"] == 4 * MIB
         assert [row["name"] for row in content["operations"]] == ["raw -> raw"]
         assert [row["name"] for row in content["in_process"]] == ["open and describe"]
         ElementTree.parse(results / "bench.svg")
-        assert not list((tmp_path / "bench").glob("scratch-*"))
+        assert not list(self.directory.glob("scratch-*"))
 
     def test_goals_missed_are_no_failure_but_differences_are(self, tmp_path: Path) -> None:
         options = ("--runs", "1", "--no-limits", "--only", "raw -> raw", "--theirs")
@@ -372,7 +368,7 @@ class TestCommandLine:
     def test_interrupt_ends_all(self, tmp_path: Path) -> None:
         marker = tmp_path / "marker"
         slow = wrapper(tmp_path, f'echo $$ >"{marker}"; exec sleep 300')
-        command = [sys.executable, "-m", "benchmarks", "--directory", str(tmp_path / "bench"), "--size", "4M"]
+        command = [sys.executable, "-m", "benchmarks", "--directory", str(self.directory), "--size", "4M"]
         running = subprocess.Popen(
             [*command, "--theirs", slow, "--ours", slow, "--only", "raw -> raw"],
             cwd=ROOT,
@@ -392,4 +388,4 @@ class TestCommandLine:
             time.sleep(0.05)
         else:
             pytest.fail("what was measured still runs")
-        assert not list((tmp_path / "bench").glob("scratch-*"))
+        assert not list(self.directory.glob("scratch-*"))
