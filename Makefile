@@ -17,10 +17,10 @@ TOOLS := hatchling editables pytest pytest-timeout pytest-xdist hypothesis mypy 
 JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format bench bench-scale clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## build a file system image, take it through all formats, show that it is still the same
 	@PATH="$(CURDIR)/$(BIN):$$PATH" demo/run
@@ -34,15 +34,21 @@ test-all: $(READY)  ## run the tests, the long ones too
 lint: $(READY)  ## check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(SOURCES)
+	@$(BIN)/mypy $(SOURCES) benchmarks
 
 format: $(READY)  ## bring the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+bench: $(READY)  ## measure beside the installed qemu-img; ARGS="--quick", ARGS="--help"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-scale: $(READY)  ## measure how time and memory grow; the same ARGS
+	@$(BIN)/python -m benchmarks --scale $(ARGS)
+
 clean:  ## remove the environment and everything generated
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find core plugins tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find core plugins tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The build backend is installed once and shared (--no-build-isolation), instead of once for each package.
 $(READY): Makefile constraints.txt pyproject.toml $(addsuffix /pyproject.toml,$(PACKAGES))
