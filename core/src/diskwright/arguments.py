@@ -51,6 +51,10 @@ class Parser(argparse.ArgumentParser):
         self._by_name.update(dict.fromkeys(action.option_strings, action))
         return action
 
+    def declared(self) -> list[argparse.Action]:
+        """All options and operands, in the order of their declaration."""
+        return list(self._actions)
+
     def parse(self, arguments: list[str], *, first_only: bool = False) -> argparse.Namespace:
         """The values of all options, and what is left as ``operands``.
 

@@ -13,8 +13,7 @@ from .errors import ImageError
 from .parsers import COMMANDS, SUMMARY, whole_parser
 
 if TYPE_CHECKING:
-    import argparse
-
+    from .arguments import Parser
     from .context import Context
 
 _BASH = """
@@ -103,7 +102,7 @@ def completion_script(shell: str, program: str, context: Context) -> str:
     operands: set[str] = set()
     for command, summary in _commands(parser):
         command.description = summary
-        for action in command._actions:
+        for action in command.declared():
             _annotate(action, shell, name, formats, shtab.FILE)
             operands.update(text for text in action.choices or () if _is_operand_name(text))
     words = {"NAME": name, "PROGRAM": program, "FUNCTION": re.sub(r"\W", "_", f"_shtab_{program}")}
@@ -112,13 +111,18 @@ def completion_script(shell: str, program: str, context: Context) -> str:
     if shell == "bash":  # what is said last of a program counts
         return str(shtab.complete(parser, shell)) + extra
     script = str(shtab.complete(parser, shell, preamble=extra))
-    # For zsh, shtab has operands that may be there several times end at the first.
-    return script.replace('"(*)::', '"*:') if shell == "zsh" else script
+    return _mended(script, words["FUNCTION"]) if shell == "zsh" else script
 
 
-def _commands(parser: argparse.ArgumentParser) -> list[tuple[argparse.ArgumentParser, str]]:
+def _mended(script: str, function: str) -> str:
+    """What shtab does not say to zsh: options of the program end at the command, and operands do not at the first."""
+    options = f"${function}_options\n"
+    return script.replace(f" -s {options}", f" -s -A '-*' {options}").replace('"(*)::', '"*:')
+
+
+def _commands(parser: Parser) -> list[tuple[Parser, str]]:
     """The parsers of the program and of its commands, each with one line of what it does."""
-    nested = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    nested = [action.choices for action in parser.declared() if isinstance(action.choices, dict)]
     return [(parser, SUMMARY), *((command, COMMANDS[name]) for group in nested for name, command in group.items())]
 
 

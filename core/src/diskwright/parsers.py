@@ -54,10 +54,6 @@ class CommandParser(Parser):
     examples: list[str]
     exit_codes: Mapping[int, str]
 
-    def declared(self) -> list[argparse.Action]:
-        """All options, in the order of their declaration, and the operands."""
-        return list(self._actions)
-
     def declare(self, name: str, program: str) -> None:
         """Declare the options of a subcommand.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any
 
 from .. import COMPATIBLE_VERSION, __version__
@@ -14,8 +15,6 @@ from .checking import repairs
 from .hashtree import ALGORITHMS
 
 if TYPE_CHECKING:
-    import argparse
-
     from ..context import Context
     from ..registry import Registry
 
@@ -101,11 +100,12 @@ def _protocol(context: Context, name: str, aliases: list[str]) -> dict[str, Any]
 
 
 def _filter(context: Context, name: str, aliases: list[str]) -> dict[str, Any]:
+    filters = context.filters
     return {
         "name": name,
         "aliases": aliases,
-        "children": list(context.filters.call("child_roles", name)),
-        "runtime-options": _options(context.filters, "runtime_options", name),
+        "children": list(filters.call("child_roles", name)) if filters.has("child_roles", name) else [],
+        "runtime-options": _options(filters, "runtime_options", name),
     }
 
 
@@ -142,6 +142,6 @@ def _argument(action: argparse.Action) -> dict[str, Any]:
         facts["value"] = action.metavar
     if action.choices is not None:
         facts["values"] = list(action.choices)
-    if isinstance(action.default, str) and action.nargs != 0 and action.default != "==SUPPRESS==":
+    if isinstance(action.default, str) and action.nargs != 0 and action.default != argparse.SUPPRESS:
         facts["default"] = action.default
     return facts
