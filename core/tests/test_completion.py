@@ -169,6 +169,39 @@ def test_files(complete: Complete) -> None:
     assert complete("qemu-img dd if=d") == {"if=disk.qcow2"}
 
 
+def test_what_bash_types(layer_world: Any, tmp_path: Path) -> None:
+    """Names are quoted as the shell needs it, and where more is to be typed no space follows."""
+    bash = require("bash")
+    (tmp_path / "script").write_text(layer_world.run("completion", "bash")[1])
+    (tmp_path / "my disk.img").touch()
+    out = tmp_path / "out"
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull, "HISTFILE": ""}
+    command = [bash, "--norc", "-i"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as shell:
+        os.close(theirs)
+        # What stands in the line when the second key is pressed goes to a file.
+        setup = "source ./script; finish() { printf '%s|END\\n' \"$READLINE_LINE\" >> out; READLINE_LINE=; }"
+        os.write(ours, f"{setup}; bind -x '\"\\C-x\": finish'; echo END > out\n".encode())
+        out.touch()
+        typed = {}
+        for line in ("qemu-img info m", "qemu-img dd if=m", "qemu-img dd i", "qemu-img amend -o lab", "qemu-img conv"):
+            _wait(ours, out)
+            out.write_text("")
+            os.write(ours, f"{line}\t\x18".encode())
+            _wait(ours, out)
+            typed[line] = out.read_text().partition("|")[0]
+        shell.kill()
+    os.close(ours)
+    assert typed == {
+        "qemu-img info m": "qemu-img info my\\ disk.img ",
+        "qemu-img dd if=m": "qemu-img dd if=my\\ disk.img ",
+        "qemu-img dd i": "qemu-img dd if=",
+        "qemu-img amend -o lab": "qemu-img amend -o label=",
+        "qemu-img conv": "qemu-img convert ",
+    }
+
+
 def test_names_of_options_of_formats(complete: Complete) -> None:
     assert complete("qemu-img create -f layer -o gra") == {"grain="}
     assert complete("qemu-img amend -o lab") == {"label="}

@@ -34,11 +34,11 @@ NAME_words() {
   local COMP_CWORD=$end
   FUNCTION
   [[ ${COMPREPLY[0]-} != *= ]] || compopt -o nospace 2>/dev/null
+  ((!after_equals)) || [[ ! -e ${COMPREPLY[0]-} ]] || compopt -o filenames 2>/dev/null
 }
 
 NAME_operand_names() {
   if ((after_equals)); then
-    compopt -o filenames 2>/dev/null
     compgen -f -- "$1"
   else
     compgen -W "OPERANDS" -- "$1"
