@@ -146,7 +146,9 @@ def test_all_dialects_of_long_names(command: str) -> None:
 
 @pytest.mark.parametrize("command", LONG_NAMES)
 def test_every_option_that_the_real_help_shows(command: str) -> None:
-    done = qemu_img(command, "--help")
+    done = qemu_img(command, "--help", check=False)
+    if "\nArguments:\n" not in done.stdout:
+        pytest.skip("this version of qemu-img has no help of its own for each command")
     shown = set(re.findall(r"^ +(?:(-\w), )?(--[\w-]+)", done.stdout, re.MULTILINE))
     ours = options(command)
     names = {name for pair in shown for name in pair if name}
