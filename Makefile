@@ -13,11 +13,11 @@ READY := $(VENV)/.ready
 # A directory with a pyproject.toml is a distribution of its own.
 PACKAGES := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/protocols/*/pyproject.toml plugins/filters/*/pyproject.toml plugins/*/pyproject.toml))
 SOURCES := $(addsuffix /src,$(PACKAGES))
-TOOLS := hatchling editables pytest pytest-timeout pytest-xdist hypothesis mypy ruff
+TOOLS := hatchling editables argparse-manpage pytest pytest-timeout pytest-xdist hypothesis mypy ruff
 JOBS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
 
-.PHONY: help demo test test-all lint format bench bench-scale clean
+.PHONY: help demo test test-all lint format bench bench-scale man qemu-img clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,7 @@ lint: $(READY)  ## check style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy $(SOURCES) benchmarks
+	@$(BIN)/mypy core/manpages.py
 
 format: $(READY)  ## bring the code into shape
 	@$(BIN)/ruff check --fix .
@@ -45,6 +46,14 @@ bench: $(READY)  ## measure beside the installed qemu-img; ARGS="--quick", ARGS=
 
 bench-scale: $(READY)  ## measure how time and memory grow; the same ARGS
 	@$(BIN)/python -m benchmarks --scale $(ARGS)
+
+man: $(READY)  ## write the manual pages to build/man
+	@rm -rf build/man
+	@$(BIN)/python core/manpages.py build/man
+
+qemu-img: $(READY)  ## install a command qemu-img into the environment that is diskwright
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation ./packages/qemu-img-link
+	@echo "$(BIN)/qemu-img is diskwright"
 
 clean:  ## remove the environment and everything generated
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from diskwright import __version__
-from diskwright.cli import COMMANDS, main
+from diskwright.cli import main
+from diskwright.discovery import GROUPS, entry_points
+from diskwright.parsers import COMMANDS
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str, program: str = "qemu-img") -> tuple[int, str, str]:
@@ -38,6 +40,9 @@ def test_help_lists_commands_and_formats(capsys: pytest.CaptureFixture[str]) -> 
     _, _, formats = out.partition("Supported image formats:\n\n")
     assert all(len(line) <= 75 and line.startswith("  ") for line in formats.splitlines())
     assert formats.split() == sorted(formats.split())
+    # Drivers of all kinds, where they are installed.
+    for group in GROUPS:
+        assert {point.name for point in entry_points(group)} <= set(formats.split())
     assert out == say(capsys, "--help")[1]
 
 
@@ -84,16 +89,38 @@ def test_advice(capsys: pytest.CaptureFixture[str], arguments: list[str], lines:
 
 
 def test_the_format_that_was_meant(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import diskwright.discovery as discovery
+    import diskwright.registry as registry
+    from diskwright.discovery import EntryPoint
 
-    points = [discovery.EntryPoint(name, "nowhere:Driver") for name in ("brick", "stone")]
-    monkeypatch.setattr(discovery, "entry_points", lambda group: points)
+    points = [EntryPoint(name, "nowhere:Driver") for name in ("brick", "stone")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
     world.add("x")
     assert world.run("info", "-f", "brik", "x")[2].splitlines()[1:] == ["Did you mean 'brick'?"]
     assert world.run("convert", "-O", "stome", "x", "y")[2] == (
         "qemu-img: Unknown file format 'stome'\nDid you mean 'stone'?\n"
     )
     assert world.run("info", "-f", "qqqq", "x")[2].count("\n") == 1
+    for tree in ("driver=brik,file.filename=x", "driver=toy,file.driver=brik,file.filename=x"):
+        assert world.run("info", "--image-opts", tree)[2].endswith(": Unknown driver 'brik'\nDid you mean 'brick'?\n")
+    assert world.run("info", "stome:x")[2] == (
+        "qemu-img: Could not open 'stome:x': Unknown protocol 'stome'\nDid you mean 'stone'?\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["create", "-f", "layer", "-o", "grian=4k", "x", "1M"], "grain"),
+        (["amend", "-f", "layer", "-o", "lable=4k", "x"], "label"),
+        (["info", "--object", "secert,id=x,data=y", "x"], "secret"),
+        (["info", "--image-opts", "driver=throttle,throttle-gruop=x,file.filename=x"], "throttle-group"),
+    ],
+)
+def test_the_name_that_was_meant(layer_world: Any, arguments: list[str], meant: str) -> None:
+    layer_world.layer("x", "1")
+    code, out, err = layer_world.run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[1:] == [f"Did you mean '{meant}'?"]
 
 
 def test_traces_are_not_known(world: Any, tmp_path: Path) -> None:

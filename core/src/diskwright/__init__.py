@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+COMPATIBLE_VERSION = "10.0.2"
+"""The version of QEMU whose options and messages are followed; told to programs that look for a minimum."""
+
 if TYPE_CHECKING:
     from .api import amend as amend
     from .api import apply_snapshot as apply_snapshot

@@ -35,7 +35,10 @@ def help_hint(program: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """Declares options as argparse does and parses them as ``getopt_long`` does. ``nargs="?"`` stands for an option
-    whose value, if any, follows an equals sign; only options can be declared, operands are what is left.
+    whose value, if any, follows an equals sign; operands are declared for help only and are what is left.
+
+    ``choices`` and the metavar tell help and completion what a value is; the commands check it themselves, with the
+    messages that scripts know. By convention FMT is a format, FILE a file, OPTS a list of a format's options.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -47,6 +50,10 @@ class Parser(argparse.ArgumentParser):
         action = super().add_argument(*names, **settings)
         self._by_name.update(dict.fromkeys(action.option_strings, action))
         return action
+
+    def declared(self) -> list[argparse.Action]:
+        """All options and operands, in the order of their declaration."""
+        return list(self._actions)
 
     def parse(self, arguments: list[str], *, first_only: bool = False) -> argparse.Namespace:
         """The values of all options, and what is left as ``operands``.

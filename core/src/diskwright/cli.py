@@ -5,7 +5,6 @@ Nothing here or at import time loads a plugin or anything heavy; each subcommand
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -13,11 +12,12 @@ from functools import reduce
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .arguments import Parser, UsageError, help_hint
-from .errors import ImageError, UnknownFormat, reason_of
+from . import COMPATIBLE_VERSION, __version__
+from .arguments import UsageError, help_hint
+from .errors import ImageError, reason_of
 from .known import did_you_mean
 from .limits import TimeIsOver
+from .parsers import COMMANDS, command_parser, program_help, program_parser
 from .render.printer import Printer
 
 if TYPE_CHECKING:
@@ -25,30 +25,7 @@ if TYPE_CHECKING:
 
     from .context import Context
 
-COMMANDS = {
-    "amend": "change options of an existing image",
-    "bench": "measure how fast an image answers many requests",
-    "bitmap": "change the persistent dirty bitmaps of an image",
-    "check": "look for inconsistencies in an image and repair them",
-    "checksum": "print a checksum of the content, the same for any format",
-    "commit": "write what an overlay holds into its backing file",
-    "compare": "tell whether two images have the same content",
-    "convert": "copy images into a new one, in any format",
-    "create": "make a new, empty image",
-    "dd": "copy a part of an image into a new one",
-    "info": "describe an image",
-    "map": "show where the data of an image is",
-    "measure": "tell how much space an image would take",
-    "rebase": "give an overlay another backing file",
-    "resize": "change the virtual size of an image",
-    "snapshot": "list, make, apply and delete internal snapshots",
-}
-"""The subcommands; ``commands/NAME.py`` has the code of each."""
-
 QEMU_IMG = "qemu-img"
-
-COMPATIBLE_VERSION = "10.0.2"
-"""The version of QEMU whose options and messages are followed; told to programs that look for a minimum."""
 
 TRACEBACK_VARIABLE = "DISKWRIGHT_TRACEBACK"
 """Environment variable: if set, expected errors show their traceback too."""
@@ -173,13 +150,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _dispatch(app: App, arguments: list[str]) -> int:
-    parser = Parser(prog=app.program, add_help=False)
-    parser.add_argument("-h", "--help", action="store_true")
-    parser.add_argument("-V", "--version", action="store_true")
-    parser.add_argument("-T", "--trace", action="append", default=[])
-    options = parser.parse(arguments, first_only=True)
+    options = program_parser(app.program).parse(arguments, first_only=True)
     if options.help:
-        app.out.write(_help(app.program))
+        app.out.write(_version(app.program) + program_help(app.program))
         return 0
     if options.version:
         app.out.write(_version(app.program))
@@ -198,24 +171,7 @@ def _dispatch(app: App, arguments: list[str]) -> int:
 def _run(app: App, name: str, arguments: list[str]) -> int:
     """Run a subcommand."""
     command: Any = import_module(f".commands.{name}", __package__)
-    parser = Parser(prog=f"{app.program} {name}", description=command.__doc__, formatter_class=_HelpFormatter)
-    command.add_arguments(parser)
-    parser.add_argument(
-        "--object",
-        dest="objects",
-        metavar="OBJECT",
-        action="append",
-        default=[],
-        help="define a secret that images refer to: secret,id=ID,file=FILE",
-    )
-    parser.add_argument(
-        "--policy",
-        dest="policies",
-        metavar="POLICY",
-        action="append",
-        default=[],
-        help="what may be opened and used, as backing=off,protocols=file,directories=/srv,memory=512M,time=10",
-    )
+    parser = command_parser(name, app.program)
     split = getattr(command, "split_operands", None)
     arguments, operands = split(arguments) if split else (arguments, [])
     try:
@@ -231,17 +187,7 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
     except UsageError as error:
         error.hint = error.hint or help_hint(parser.prog)
         raise
-    except UnknownFormat as error:
-        error.hint = error.hint or _similar_format(options)
-        raise
     return code
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions, and begins as users of image tools expect it."""
-
-    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
-        super().add_usage(usage, actions, groups, prefix or "Usage: ")
 
 
 def _version(program: str) -> str:
@@ -252,41 +198,6 @@ def _version(program: str) -> str:
         f"{QEMU_IMG} version {COMPATIBLE_VERSION} (diskwright {__version__})\n"
         "Copyright (c) the diskwright authors. An independent program, not made by the QEMU project.\n"
     )
-
-
-def _help(program: str) -> str:
-    from textwrap import wrap
-
-    from .discovery import FORMAT_GROUP, PROTOCOL_GROUP, entry_points
-
-    names = " ".join(sorted({point.name for group in (FORMAT_GROUP, PROTOCOL_GROUP) for point in entry_points(group)}))
-    lines = [
-        _version(program).rstrip("\n"),
-        f"Usage: {program} [-h | --help] [-V | --version] COMMAND [OPTIONS] ARGUMENTS",
-        "",
-        "Create, inspect, convert, check and change virtual disk images.",
-        "",
-        "Commands:",
-        *(f"  {name} - {text}" for name, text in COMMANDS.items()),
-        "",
-        f"'{program} COMMAND --help' tells the options of a command.",
-        "",
-        "Supported image formats:",
-        "",
-        *wrap(names, 75, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _similar_format(options: argparse.Namespace) -> str:
-    """Advice for a format that does not exist: the installed one that was probably meant."""
-    from .discovery import FORMAT_GROUP, entry_points
-
-    installed = {point.name for point in entry_points(FORMAT_GROUP)}
-    for name, value in vars(options).items():
-        if name.endswith("format") and isinstance(value, str) and value not in installed:
-            return did_you_mean(value, installed)
-    return ""
 
 
 def _silence_stdout() -> None:

@@ -70,7 +70,7 @@ class Measurement(NamedTuple):
     bitmaps: int | None = None
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(repr=False)
 class CheckResult:
     """What ``check`` found.
 

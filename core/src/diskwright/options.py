@@ -11,7 +11,11 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from .errors import InvalidOption
+from .known import did_you_mean
 from .sizes import MAX_INT64, MAX_UINT64, OutOfRange, parse_integer, parse_size
+
+PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
+"""How space can be reserved for what has no content yet."""
 
 
 class OptionType(Enum):
@@ -154,8 +158,6 @@ def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str,
             elif value is None and name.startswith("no") and name[2:] in by_name:
                 values[name[2:]] = by_name[name[2:]].parse("off")
             else:
-                from .known import did_you_mean
-
                 raise InvalidOption(f"Invalid parameter '{name}'", hint=did_you_mean(name, by_name))
     return values
 
@@ -177,7 +179,7 @@ def runtime_values(declared: Sequence[Option], given: Mapping[str, str], unknown
     for name, text in given.items():
         option = by_name.get(declaration_name(name))
         if option is None:
-            raise InvalidOption(unknown.format(name))
+            raise InvalidOption(unknown.format(name), hint=did_you_mean(name, by_name))
         values[name] = option.parse(text)
     return values
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .discovery import entry_points
 from .errors import ImageError, UnknownFormat, UnsupportedOperation
+from .known import did_you_mean
 
 if TYPE_CHECKING:
     import pluggy
@@ -126,7 +127,7 @@ class Registry:
     def _find(self, name: str) -> object:
         found = [point for point in entry_points(self.group) if point.name == name]
         if not found:
-            raise UnknownFormat(self._unknown.format(name), hint=_install_hint(name))
+            raise UnknownFormat(self._unknown.format(name), hint=install_hint(name) or self._similar(name))
         if len(found) > 1:
             places = " and ".join(point.value for point in found)
             raise ImageError(f"Several installed packages provide the driver '{name}': {places}")
@@ -136,9 +137,17 @@ class Registry:
             raise ImageError(f"Driver '{name}' cannot be loaded: {error}") from error
         return driver
 
+    def _similar(self, name: str) -> str:
+        """Advice for a name that no driver has: the one that was probably meant."""
+        return did_you_mean(name, self.installed())
+
+    def installed(self) -> set[str]:
+        """The names of all drivers that are installed; they are not loaded."""
+        return {*self._drivers, *(point.name for point in entry_points(self.group))}
+
     def knows(self, name: str) -> bool:
         """Whether a driver of that name is installed; it is not loaded."""
-        return name in self._drivers or any(point.name == name for point in entry_points(self.group))
+        return name in self._drivers or name in self.installed()
 
     def load_all(self) -> dict[str, object]:
         """All drivers by name. One that is broken is left out, and who names it is told why: it must not take the
@@ -167,8 +176,10 @@ class Registry:
     def call(self, hook: str, name: str, /, **arguments: Any) -> Any:
         """Call a hook of one driver.
 
-        :raises UnsupportedOperation: the driver does not implement it.
+        :raises UnknownFormat: there is no such driver.
+        :raises UnsupportedOperation: it does not implement the hook.
         """
+        self.load(name)
         if not self.has(hook, name):
             raise UnsupportedOperation(f"Driver '{name}' does not support {hook.replace('_', ' ')}")
         return self._caller(hook, name)(**arguments)
@@ -209,7 +220,7 @@ class Registry:
         best = max((hit.score for hit in hits), default=0)
         names = sorted({hit.format for hit in hits if hit.score == best})
         if best <= 1 and (missing := self._missing_driver(head)):
-            raise UnknownFormat(f"'{filename}' is in {missing} format", hint=_install_hint(missing))
+            raise UnknownFormat(f"'{filename}' is in {missing} format", hint=install_hint(missing))
         if not names:
             raise UnknownFormat(f"'{filename}' is in no format that an installed driver knows")
         if len(names) > 1:
@@ -217,6 +228,7 @@ class Registry:
         return names[0]
 
 
-def _install_hint(name: str) -> str:
+def install_hint(name: str) -> str:
+    """Which package has a driver, if that is known."""
     package = PACKAGES.get(name)
     return f"The package {package} provides it: pip install {package}" if package else ""

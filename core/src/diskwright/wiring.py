@@ -15,9 +15,11 @@ from .errors import ImageError, InvalidOption, UnknownFormat
 from .filenames import FileName, local_filename, parse_filename
 from .graph import OpenRequest, attach_backing, format_permissions, open_format, permissions, probe, runtime_options
 from .hookspecs import FilterOptions
+from .known import did_you_mean
 from .node import Image, Lockable, Node
 from .options import Option, declaration_name, runtime_values
 from .passing import Passing
+from .registry import install_hint
 from .trees import JSON_PREFIX, MAX_DEPTH, Scalar, Tree, flat, json_name, nested, scalar_text, take_node_options
 
 if TYPE_CHECKING:
@@ -142,8 +144,9 @@ class _Wiring:
             return self._filter(driver, tree, request, protocol=protocol)
         if context.protocols.knows(driver):
             return self._protocol(driver, tree, request)
-        context.formats.load(driver)  # says which package has it
-        raise UnknownFormat(f"Unknown driver '{driver}'")
+        kinds = (context.formats, context.filters, context.protocols)
+        known = {name for kind in kinds for name in kind.installed()}
+        raise UnknownFormat(f"Unknown driver '{driver}'", hint=install_hint(driver) or did_you_mean(driver, known))
 
     # Formats
 

@@ -8,7 +8,8 @@ import pytest
 
 from diskwright import blocks
 from diskwright.context import Context
-from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
+from diskwright.engine.checking import ChecksUnsupported, check
+from diskwright.errors import ImageError, InvalidImage, InvalidOption
 from diskwright.extent import Extent, ExtentTable, Flag, Kind
 from diskwright.facts import CheckResult
 from diskwright.graph import OpenRequest, open_format
@@ -254,5 +255,5 @@ def test_findings_are_counted_but_not_all_kept() -> None:
 
 @pytest.mark.parametrize("repair", ["leaks", "all"])
 def test_nothing_can_be_repaired(repair: str) -> None:
-    with pytest.raises(UnsupportedOperation):
-        Context().formats.call("check", "vdi", image=opened(created(MIB)), repair=repair)
+    with pytest.raises(ChecksUnsupported):
+        check(Context(), opened(created(MIB)), repair)

@@ -1,7 +1,6 @@
 """Look for inconsistencies in an image and, with -r, repair them.
 
-What the guest sees is never changed by a repair. Exit code: 0 nothing is wrong (any more), 1 the check failed,
-2 corruptions, 3 leaked clusters only, 63 the format has no checks, or no repair.
+What the guest sees is never changed by a repair.
 
 Examples:
   diskwright check disk.qcow2
@@ -16,21 +15,31 @@ from typing import TYPE_CHECKING
 
 from ..arguments import UsageError
 from ..errors import ImageError
-from .common import add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
+from .common import add_cache_option, add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
 
 if TYPE_CHECKING:
     from ..cli import App
     from ..facts import CheckResult
 
-EXIT_CLEAN, EXIT_FAILED, EXIT_CORRUPT, EXIT_LEAKS = 0, 1, 2, 3
+EXIT_CLEAN, EXIT_FAILED, EXIT_CORRUPT, EXIT_LEAKS, EXIT_NO_CHECK = 0, 1, 2, 3, 63
+EXIT_CODES = {
+    EXIT_CLEAN: "nothing is wrong, or not any more",
+    EXIT_FAILED: "the check failed",
+    EXIT_CORRUPT: "there are corruptions",
+    EXIT_LEAKS: "space is leaked, nothing else is wrong",
+    EXIT_NO_CHECK: "the format has no check, or no repair",
+}
+REPAIRS = ("leaks", "all")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options of ``check``."""
     add_source_arguments(parser)
     add_output_argument(parser)
-    parser.add_argument("-r", "--repair", metavar="leaks|all", help="repair leaked clusters, or all that can be")
-    parser.add_argument("-T", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
+    parser.add_argument(
+        "-r", "--repair", metavar="leaks|all", choices=REPAIRS, help="repair leaked clusters, or all that can be"
+    )
+    add_cache_option(parser, "-T", "--cache", help="cache mode (default: writeback)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print no summary")
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the image")
 
@@ -38,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, app: App) -> int:
     """Run ``check``."""
     as_json = wants_json(args)
-    if args.repair not in (None, "leaks", "all"):
+    if args.repair not in (None, *REPAIRS):
         raise UsageError(f"--repair (-r) expects 'leaks' or 'all' not '{args.repair}'")
     filename = single_operand(args)
     cache = cache_mode(args.cache)

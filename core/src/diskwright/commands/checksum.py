@@ -1,6 +1,6 @@
 """Print a checksum of what the guest sees: the same for the same disk in any format, compressed or sparse or not.
 
-The line printed, or only its digits, can be given to --compare later; the exit code is then 1 if the content differs.
+The line printed, or only its digits, can be given to --compare later.
 
 Examples:
   diskwright checksum disk.qcow2
@@ -13,6 +13,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..engine.hashtree import ALGORITHMS
 from .common import (
     add_output_argument,
     add_progress_argument,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ..cli import App
 
 EXIT_SAME, EXIT_DIFFERENT = 0, 1
+EXIT_CODES = {EXIT_SAME: "it is done, and the content is the same", EXIT_DIFFERENT: "it failed, or the content differs"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -37,6 +39,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-a",
         "--algorithm",
         metavar="NAME",
+        choices=ALGORITHMS,
         default="sha256",
         help="sha256 (default), sha512, sha3_256, blake2b or blake2s",
     )

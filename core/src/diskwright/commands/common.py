@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from ..cli import App
     from ..render.progress import Progress
 
-_CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
+OUTPUT_FORMATS = ("human", "json")
+CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
 
 
 def add_output_argument(parser: argparse.ArgumentParser) -> None:
     """``--output human|json``; read it with :func:`wants_json`."""
-    parser.add_argument("--output", metavar="FORMAT", default="human", help="how to print: human (default) or json")
+    parser.add_argument(
+        "--output",
+        metavar="FORMAT",
+        choices=OUTPUT_FORMATS,
+        default="human",
+        help="how to print: human (default) or json",
+    )
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +64,7 @@ def add_progress_argument(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="text",
         metavar="json",
+        choices=("text", "json"),
         help="show progress; =json: on stderr for programs",
     )
 
@@ -76,7 +84,12 @@ def progress_of(args: argparse.Namespace, app: App, step: float = 1.0) -> Progre
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
     """``-t`` of commands that write to an image; read it with :func:`cache_mode`."""
-    parser.add_argument("-t", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
+    add_cache_option(parser, "-t", "--cache", help="cache mode (default: writeback)")
+
+
+def add_cache_option(parser: argparse.ArgumentParser, *names: str, help: str, default: str = "writeback") -> None:
+    """An option whose value is a cache mode; read it with :func:`cache_mode`."""
+    parser.add_argument(*names, metavar="MODE", choices=tuple(CACHE_MODES), default=default, help=help)
 
 
 def add_rate_argument(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +127,7 @@ def wants_json(args: argparse.Namespace) -> bool:
 
     :raises InvalidOption: something else than the two forms was.
     """
-    if args.output not in ("human", "json"):
+    if args.output not in OUTPUT_FORMATS:
         raise UsageError(f"--output expects 'human' or 'json' not '{args.output}'")
     return bool(args.output == "json")
 
@@ -148,6 +161,6 @@ def cache_mode(text: str, noun: str = "source cache") -> str:
     :param noun: what the option is called in the message.
     :raises InvalidOption: there is no such mode.
     """
-    if text not in _CACHE_MODES:
+    if text not in CACHE_MODES:
         raise InvalidOption(f"Invalid {noun} option: {text}")
-    return _CACHE_MODES[text]
+    return CACHE_MODES[text]

@@ -1,7 +1,5 @@
 """Tell whether two images have the same content, in whatever formats, through their backing chains.
 
-Exit code: 0 the same, 1 different, 2 an image cannot be opened, 3 its map or 4 its data cannot be read.
-
 Examples:
   diskwright compare disk.img disk.qcow2
   diskwright compare -p -f raw -F qcow2 disk.img disk.qcow2
@@ -14,14 +12,28 @@ from typing import TYPE_CHECKING
 
 from ..arguments import UsageError
 from ..errors import ImageError, InvalidOption
-from .common import add_image_opts_argument, add_progress_argument, cache_mode, image_name, progress_of
+from .common import (
+    add_cache_option,
+    add_image_opts_argument,
+    add_progress_argument,
+    cache_mode,
+    image_name,
+    progress_of,
+)
 
 if TYPE_CHECKING:
     from ..cli import App
     from ..engine.compare import Comparison
     from ..node import Image
 
-EXIT_SAME, EXIT_DIFFERENT, EXIT_NOT_OPENED = 0, 1, 2
+EXIT_SAME, EXIT_DIFFERENT, EXIT_NOT_OPENED, EXIT_NO_MAP, EXIT_NO_DATA = range(5)
+EXIT_CODES = {
+    EXIT_SAME: "the images have the same content",
+    EXIT_DIFFERENT: "they differ",
+    EXIT_NOT_OPENED: "an image cannot be opened, or the command line makes no sense",
+    EXIT_NO_MAP: "the map of an image cannot be read",
+    EXIT_NO_DATA: "the data of an image cannot be read",
+}
 
 PROGRESS_STEP = 2.0
 """Percent by which the comparison must have moved to be shown again."""
@@ -33,7 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-F", "--b-format", "--right-format", metavar="FMT", help="format of the second image")
     add_image_opts_argument(parser)
     parser.add_argument("-s", "--strict", action="store_true", help="sizes and allocation must be the same too")
-    parser.add_argument("-T", "--cache", metavar="MODE", default="writeback", help="cache mode (default: writeback)")
+    add_cache_option(parser, "-T", "--cache", help="cache mode (default: writeback)")
     parser.add_argument("-U", "--force-share", action="store_true", help="open images that others are writing to")
     add_progress_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")

@@ -18,6 +18,7 @@ from ..options import ask_for_help
 from ..sizes import parse_cli_number, parse_cli_size
 from ..trees import OptionString
 from .common import (
+    add_cache_option,
     add_image_opts_argument,
     add_progress_argument,
     add_rate_argument,
@@ -90,10 +91,15 @@ def _add_copy_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-m", "--parallel", metavar="N", default="8", help="most requests at a time, 1 to 16")
     parser.add_argument("-W", "--oob-writes", action="store_true", help="allow writing out of order")
-    parser.add_argument(
-        "-t", "--target-cache", "--output-cache", metavar="MODE", default="unsafe", help="cache mode of the target"
+    add_cache_option(
+        parser,
+        "-t",
+        "--target-cache",
+        "--output-cache",
+        default="unsafe",
+        help="cache mode of the target (default: unsafe)",
     )
-    parser.add_argument("-T", "--source-cache", metavar="MODE", default="writeback", help="cache mode of the sources")
+    add_cache_option(parser, "-T", "--source-cache", help="cache mode of the sources (default: writeback)")
     parser.add_argument("-U", "--force-share", action="store_true", help="open sources that others are writing to")
     add_progress_argument(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")

@@ -30,7 +30,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-O", "--output-format", metavar="FMT", default="raw", help="format of the output (default: raw)"
     )
-    parser.add_argument("operands", nargs="*", metavar="NAME=VALUE", help="what to copy where, see above")
+    parser.add_argument(
+        "operands",
+        nargs="*",
+        metavar="NAME=VALUE",
+        choices=tuple(f"{name}=" for name in OPERANDS),
+        help="what to copy where, see above",
+    )
 
 
 def run(args: Namespace, app: App) -> int:

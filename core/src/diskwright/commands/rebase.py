@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..arguments import UsageError
 from .common import (
     add_cache_argument,
+    add_cache_option,
     add_progress_argument,
     add_quiet_argument,
     add_source_arguments,
@@ -39,9 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-u", "--backing-unsafe", action="store_true", help="change the name only")
     parser.add_argument("-c", "--compress", action="store_true", help="compress what has to be written")
     add_cache_argument(parser)
-    parser.add_argument(
-        "-T", "--backing-cache", metavar="MODE", default="writeback", help="cache mode of the backing files"
-    )
+    add_cache_option(parser, "-T", "--backing-cache", help="cache mode of the backing files (default: writeback)")
     add_progress_argument(parser)
     add_quiet_argument(parser)
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the overlay")

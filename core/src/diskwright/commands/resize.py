@@ -16,7 +16,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from ..arguments import UsageError
-from ..options import Option, OptionType
+from ..options import PREALLOCATION_MODES, Option, OptionType
 from .common import add_image_arguments, add_quiet_argument, image_name
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--preallocation",
         metavar="MODE",
+        choices=PREALLOCATION_MODES,
         default="off",
         help="reserve space for what is new: off (default), metadata, falloc or full",
     )

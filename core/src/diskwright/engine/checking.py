@@ -86,7 +86,7 @@ def check(context: Context, image: Image, repair: str | None = None) -> CheckRes
     :raises ChecksUnsupported: its format has no checks, or no repair.
     :raises ImageError: the metadata cannot be read at all.
     """
-    if not context.formats.has("check", image.driver) or (repair and not _repairs(context, image.driver)):
+    if not context.formats.has("check", image.driver) or (repair and not repairs(context, image.driver)):
         raise ChecksUnsupported("This image format does not support checks")
     try:
         result: CheckResult = context.formats.call("check", image.driver, image=image, repair=repair)
@@ -98,6 +98,6 @@ def check(context: Context, image: Image, repair: str | None = None) -> CheckRes
     return result
 
 
-def _repairs(context: Context, driver: str) -> bool:
+def repairs(context: Context, driver: str) -> bool:
     """Whether the driver's check looks at what is to be repaired: an implementation names the arguments it uses."""
     return "repair" in inspect.signature(getattr(context.formats.load(driver), "check")).parameters  # noqa: B009

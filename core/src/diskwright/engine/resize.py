@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnsupportedOperation
 from ..node import SECTOR, Image
+from ..options import PREALLOCATION_MODES
 from ..passing import Passing, unfiltered
 from ..sizes import MAX_INT64
 
 if TYPE_CHECKING:
     from ..context import Context
-
-PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
 
 
 class ShrinkRefused(ImageError):

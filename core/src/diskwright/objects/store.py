@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ImageError, InvalidOption
+from ..known import did_you_mean
 from ..options import split_option_string
 from ..trees import flat, scalar_text
 from .secret import OPTIONS, make_secret
@@ -58,7 +59,8 @@ class ObjectStore:
                 raise InvalidOption(f"Parameter '{name}' is missing")
         kind, id = values.pop("qom-type"), values.pop("id")
         if kind not in KINDS:
-            raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'")
+            hint = did_you_mean(kind, KINDS)
+            raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'", hint=hint)
         if not _IDENTIFIER.fullmatch(id):
             raise InvalidOption(
                 "Parameter 'id' expects an identifier",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from diskwright.errors import UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable
 from diskwright.facts import CheckResult
 from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
@@ -39,10 +38,8 @@ class VdiDriver:
         return image.map(offset, length)
 
     @hookimpl
-    def check(self, image: VdiImage, repair: str | None) -> CheckResult:
+    def check(self, image: VdiImage) -> CheckResult:
         """Compare the block map with itself, the file and the header; nothing of it can be repaired."""
-        if repair is not None:
-            raise UnsupportedOperation("This image format does not support checks")
         return image.check()
 
     @hookimpl
