@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import reduce
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,6 +72,7 @@ class App:
     :ivar err: standard error.
     :ivar program: the name that messages start with.
     :ivar policies: what the user allows, in the syntax of :func:`diskwright.policy.parse_policy`.
+    :ivar stop_tracing: called at the end; does nothing unless the program is traced.
     """
 
     def __init__(self, program: str) -> None:
@@ -79,6 +81,7 @@ class App:
         self.err = Printer(sys.stderr)
         self._context: Context | None = None
         self.policies: list[str] = []
+        self.stop_tracing: Callable[[], None] = lambda: None
 
     @property
     def context(self) -> Context:
@@ -127,6 +130,8 @@ def main(arguments: list[str] | None = None, program: str = "diskwright") -> int
         app.out.flush()
     except (Exception, KeyboardInterrupt, Interrupted, TimeIsOver) as failure:
         return _report(app, failure)
+    finally:
+        app.stop_tracing()
     return code
 
 
@@ -184,8 +189,13 @@ def _dispatch(app: App, arguments: list[str]) -> int:
     if options.version:
         app.out.write(_version(app.program))
         return 0
-    for text in options.trace:
-        app.warn(f"trace event '{text}' does not exist")
+    if options.trace:
+        from .trace_option import start_tracing
+        from .tracing import stop
+
+        app.stop_tracing = stop
+        if start_tracing(app, options.trace, options.operands):
+            return 0
     if not options.operands:
         raise UsageError("Not enough arguments", hint=help_hint(app.program))
     name, *rest = options.operands

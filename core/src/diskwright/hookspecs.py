@@ -22,6 +22,7 @@ from .extent import Extent, ExtentTable
 from .facts import Bitmap, CheckResult, Description, Measurement, Snapshot
 from .node import Image, Node
 from .options import Option
+from .tracing import Event
 
 FORMAT_GROUP = discovery.FORMAT_GROUP
 PROTOCOL_GROUP = discovery.PROTOCOL_GROUP
@@ -147,6 +148,15 @@ class FormatSpecs(Protocol):
         """The roles, besides ``file`` and ``backing``, for which a user may name a node of his own.
 
         They are names of runtime options whose values are option trees, e.g. ``header.filename=...``.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def trace_events(self) -> Sequence[Event]:
+        """The events that the driver tells of while it is traced, for the list of them; see :mod:`diskwright.tracing`.
+
+        Their names start with that of the driver. They are declared in a module that this hook, and what tells of them,
+        imports.
         """
         raise NotImplementedError
 
@@ -388,6 +398,15 @@ class ProtocolSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def trace_events(self) -> Sequence[Event]:
+        """The events that the driver tells of while it is traced, for the list of them; see :mod:`diskwright.tracing`.
+
+        Their names start with that of the driver. They are declared in a module that this hook, and what tells of them,
+        imports.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def creation_options(self) -> Sequence[Option]:
         """The options that ``create`` takes, in the order in which they are to be shown."""
         raise NotImplementedError
@@ -452,6 +471,15 @@ class FilterSpecs(Protocol):
     @hookspec(firstresult=True)
     def runtime_options(self) -> Sequence[Option]:
         """The options that ``open`` takes. Dots in their names are levels, a level ``*`` is an index of a list."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def trace_events(self) -> Sequence[Event]:
+        """The events that the driver tells of while it is traced, for the list of them; see :mod:`diskwright.tracing`.
+
+        Their names start with that of the driver. They are declared in a module that this hook, and what tells of them,
+        imports.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 from .errors import InvalidOption
+from .known import did_you_mean
 from .sizes import MAX_INT64, MAX_UINT64, OutOfRange, parse_integer, parse_size
 
 
@@ -156,8 +157,6 @@ def parse_options(declared: Iterable[Option], texts: Sequence[str]) -> dict[str,
             elif value is None and name.startswith("no") and name[2:] in by_name:
                 values[name[2:]] = by_name[name[2:]].parse("off")
             else:
-                from .known import did_you_mean
-
                 raise InvalidOption(f"Invalid parameter '{name}'", hint=did_you_mean(name, by_name))
     return values
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .discovery import entry_points
 from .errors import ImageError, UnknownFormat, UnsupportedOperation
+from .tracing import DRIVER_LOAD
 
 if TYPE_CHECKING:
     import pluggy
@@ -124,6 +125,7 @@ class Registry:
             if driver is None:
                 driver = self._find(name)
                 self.register(name, driver)
+                DRIVER_LOAD(self.group, name)
             return driver
 
     def _find(self, name: str) -> object:

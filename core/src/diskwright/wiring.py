@@ -18,6 +18,7 @@ from .hookspecs import FilterOptions
 from .node import Image, Lockable, Node
 from .options import Option, declaration_name, runtime_values
 from .passing import Passing
+from .tracing import watch
 from .trees import JSON_PREFIX, MAX_DEPTH, Scalar, Tree, flat, json_name, nested, scalar_text, take_node_options
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class _Wiring:
         # A protocol's node as such is a disk too: the one that its bytes are.
         disk = Passing(node, writable=request.writable)
         disk.bind(node.driver, None)
+        watch(disk, writable=request.writable)
         disk.set_permissions(*permissions(request, shares_writers=True))
         return disk
 
@@ -237,6 +239,7 @@ class _Wiring:
             image: Image = filters.call("open", driver, children=children, options=options)
             undo.pop_all()
         image.bind(driver, None)
+        watch(image, writable=request.writable)
         image.read_only = not request.writable
         if isinstance(image, Lockable) and not protocol:
             image.set_permissions(*permissions(request, shares_writers=True))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ImageError, InvalidOption
 from ..options import split_option_string
+from ..tracing import OBJECT_ADD
 from ..trees import flat, scalar_text
 from .secret import OPTIONS, make_secret
 from .throttle import OPTIONS as THROTTLE_OPTIONS
@@ -67,6 +68,7 @@ class ObjectStore:
         if id in self._objects:
             raise InvalidOption(f"attempt to add duplicate property '{id}' to object (type 'container')")
         self._objects[id] = kind, KINDS[kind].make(values, self.secret)
+        OBJECT_ADD(kind, id)
 
     def get(self, kind: str, id: str) -> Any:
         """An object.

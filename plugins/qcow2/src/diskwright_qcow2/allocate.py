@@ -8,7 +8,7 @@ import numpy as np
 
 from diskwright.errors import NodeIOError
 
-from . import layout
+from . import events, layout
 from .refcount import MAX_TABLE_ENTRIES, Column, RefcountBlocks
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class ClusterAllocator:
             # Blocks that are not there yet go right behind the run, where they may need further ones.
             extra = len(missing)
         self._check(Run(start, number + extra))
+        events.CLUSTER_ALLOC(start, number + extra)
         for place, index in enumerate(missing, start + number):
             self._create_block(index, place)
         self.blocks.add(start, number + extra)
@@ -96,6 +97,7 @@ class ClusterAllocator:
 
     def _claim(self, run: Run) -> None:
         self._check(run)
+        events.CLUSTER_ALLOC(run.first, run.length)
         self.blocks.add(run.first, run.length)
 
     def _check(self, run: Run) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from diskwright.bounded import BoundedReader
 from diskwright.errors import NodeIOError
 
-from . import layout
+from . import events, layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +112,7 @@ class RefcountBlocks:
         offset = int(self.table[index])
         if offset & ((1 << self.cluster_bits) - 1):
             raise self._reader.error(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", offset)
+        events.REFBLOCK_LOAD(index, offset)
         self._reader.node.note_event("refblock_load")
         stored = self._reader.bytes(offset, 1 << self.cluster_bits, "refcount block")
         counts = unpack_refcounts(stored, self.order)
@@ -155,6 +156,7 @@ class RefcountBlocks:
                 self._write_block(oldest, evicted)
 
     def _write_block(self, index: int, counts: Column) -> None:
+        events.REFBLOCK_WRITE(index, int(self.table[index]))
         self._reader.node.note_event("refblock_update_part")
         self._write(int(self.table[index]), pack_refcounts(counts, self.order))
         self._dirty.discard(index)

@@ -19,11 +19,8 @@ from diskwright.node import (
     Truncatable,
     Writable,
     WritableImage,
-    Zeroing,
 )
-
-ZERO_CHUNK = 1 << 20
-"""Bytes of zeros written at a time where the file cannot make zeros by itself."""
+from diskwright.zeroing import make_zeros
 
 
 class RawImage(WritableImage):
@@ -117,12 +114,7 @@ class RawImage(WritableImage):
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make a range read as zeros, by the file's own means if it has any."""
         for placement in self.allocate(offset, length):
-            if isinstance(self.file, Zeroing):
-                self.file.write_zeroes(placement.node_offset, length, unmap=unmap)
-                continue
-            zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
-            for done in range(0, length, ZERO_CHUNK):
-                self._writable().write_at(placement.node_offset + done, zeros[: length - done])
+            make_zeros(self.file, placement.node_offset, length, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """Let the file forget a range, if it can."""

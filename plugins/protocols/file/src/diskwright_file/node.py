@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from diskwright.errors import InvalidOption, NodeIOError
 from diskwright.hookspecs import ProtocolOptions
 from diskwright.node import Buffer, Bytes, Node, Permission
+from diskwright.zeroing import write_zero_bytes
 
 from .locks import ImageLocks
 from .sparse import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED, ZERO_RANGE, fallocate
@@ -18,8 +19,6 @@ from .sparse import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED, ZERO_RANGE, fallocate
 if TYPE_CHECKING:
     from .direct import DirectIO
 
-ZERO_CHUNK = 1 << 20
-"""Bytes of zeros written at a time."""
 FIRST_BLOCK = 4096
 WRITE_THROUGH = ("writethrough", "directsync")
 """Cache modes in which a write is on disk when it returns."""
@@ -234,12 +233,7 @@ class FileNode(Node):
         return fallocate(self._fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
     def _write_zero_bytes(self, offset: int, length: int) -> None:
-        zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
-        while length:
-            part = zeros[: min(length, ZERO_CHUNK)]
-            self.write_at(offset, part)
-            offset += len(part)
-            length -= len(part)
+        write_zero_bytes(self.write_at, offset, length)
 
     def _settle(self) -> None:
         """O_DSYNC covers plain writes only."""
