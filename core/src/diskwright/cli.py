@@ -216,7 +216,7 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
         metavar="OBJECT",
         action="append",
         default=[],
-        help="define a secret that images refer to: secret,id=ID,file=FILE",
+        help="define what images refer to, as secret,id=ID,file=FILE ('help' and 'TYPE,help' tell more)",
     )
     parser.add_argument(
         "--policy",
@@ -236,6 +236,8 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
     app.policies = options.policies
     try:
         for text in options.objects:
+            if _printed_object_help(app, text):
+                return 0
             app.context.objects.add(text)
         code: int = command.run(options, app)
     except UsageError as error:
@@ -245,6 +247,16 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
         error.hint = error.hint or _similar_format(options)
         raise
     return code
+
+
+def _printed_object_help(app: App, text: str) -> bool:
+    """Whether an object's definition asks for help, which has been printed."""
+    from .objects.store import object_help
+
+    found = object_help(text)
+    if found is not None:
+        app.out.lines(found)
+    return found is not None
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
