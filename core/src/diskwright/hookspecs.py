@@ -371,7 +371,8 @@ class ProtocolOptions:
     :ivar writable: whether the node will be written.
     :ivar values: runtime or creation options by name.
     :ivar explicit: whether the user named this node, rather than an image.
-    :ivar cache: cache mode: ``writeback``, ``writethrough``, ``none``, ``directsync`` or ``unsafe``.
+    :ivar cache: cache mode: ``writeback``, ``writethrough``, ``none``, ``directsync``, ``unsafe`` or ``direct-unsafe``,
+        which is ``none`` without ever flushing.
     """
 
     writable: bool = False

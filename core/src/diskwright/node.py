@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
+from .buffers import is_zero
 from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
 
@@ -45,12 +46,15 @@ class Node(ABC):
     :ivar filename: the name a user knows it by.
     :ivar driver: the registered name of the driver that opened it; the core sets it.
     :ivar read_only: whether it was opened for reading only.
+    :ivar may_unmap: whether space may be given back to what the node stands on, as its option ``discard`` says; without
+        it, discarding does nothing, and zeros keep their space.
     :ivar metadata_budget: bytes of metadata that may still be read of it, ``None`` for any number.
     """
 
     filename: str = ""
     driver: str = ""
     read_only: bool = True
+    may_unmap: bool = True
     metadata_budget: int | None = None
     _closed: bool = False
     _block_status: BlockStatus | None = None
@@ -333,10 +337,10 @@ class WritableImage(Image):
 
         :returns: whether that is done.
         """
-        if self.detect_zeroes == "off" or not isinstance(self, Zeroing) or any(view):
+        if self.detect_zeroes == "off" or not isinstance(self, Zeroing) or not is_zero(view):
             return False
         with self.lock:
-            self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap")
+            self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap" and self.may_unmap)
         return True
 
 

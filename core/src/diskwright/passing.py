@@ -13,7 +13,6 @@ from .extent import Extent, ExtentTable, Kind
 from .node import (
     Buffer,
     Bytes,
-    Discarding,
     Image,
     Lockable,
     Node,
@@ -24,7 +23,7 @@ from .node import (
     WritableImage,
 )
 from .trees import JSON_PREFIX
-from .zeroing import make_zeros
+from .zeroing import discard, make_zeros
 
 
 class Passing(WritableImage):
@@ -114,11 +113,7 @@ class Passing(WritableImage):
 
     def discard(self, offset: int, length: int) -> None:
         """By the means of the node below, if it has any: what is discarded may just as well stay."""
-        if isinstance(self.below, WritableImage) and isinstance(self.below, Discarding):
-            with self.below.lock:
-                self.below.discard(offset, length)
-        elif isinstance(self.below, Discarding):
-            self.below.discard(offset, length)
+        discard(self.below, offset, length)
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """By the means of the node below.

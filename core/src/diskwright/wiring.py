@@ -20,6 +20,7 @@ from .options import Option, declaration_name, runtime_values
 from .passing import Passing
 from .tracing import watch
 from .trees import JSON_PREFIX, MAX_DEPTH, Scalar, Tree, flat, json_name, nested, scalar_text, take_node_options
+from .zeroing import detect_zeros
 
 if TYPE_CHECKING:
     from .context import Context
@@ -105,11 +106,14 @@ class _Wiring:
             request,
             force_share=request.force_share or common.force_share,
             cache=common.cache or request.cache,
-            discard=common.discard,
+            discard=request.discard if common.discard is None else common.discard,
         )
         node = self._open(driver, value, request, protocol=protocol)
+        node.may_unmap = common.discard is not False
         if isinstance(node, Image):
             node.detect_zeroes = common.detect_zeroes
+        elif common.detect_zeroes != "off":
+            detect_zeros(node, unmap=common.detect_zeroes == "unmap")
         if common.name is not None:
             if common.name in self.named:
                 node.close()
@@ -123,7 +127,8 @@ class _Wiring:
 
         :param undo: closes it when the other node cannot be opened.
         """
-        below = replace(request, options=None)
+        # As QEMU has it, what stands below gives space back unless its own options are against it.
+        below = replace(request, options=None, discard=True)
         node = self._node(value, below, protocol=protocol)
         undo.callback(node.close)
         if isinstance(node, Image):

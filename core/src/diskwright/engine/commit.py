@@ -48,7 +48,7 @@ def commit(context: Context, request: CommitRequest, progress: Progress = no_pro
     with context.open(request.filename, request.format, writable=True, cache=request.cache) as chain:
         depth = find_base(chain, request.base, request.filename)
     with context.open(
-        request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}
+        request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}, discard=True
     ) as top:
         base = layers(top)[depth]
         base = unfiltered(base) if isinstance(base, Image) else base

@@ -77,7 +77,13 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
         if request.create:
             run.into_new(values)
         else:
-            target = context.open(request.target, request.format, writable=True, cache=request.cache)
+            target = context.open(
+                request.target,
+                request.format,
+                writable=True,
+                cache=request.cache,
+                discard=request.sparse_size > 0,
+            )
             stack.enter_context(target)
             run.into_existing(target)
 

@@ -115,6 +115,8 @@ class _Copy:
         self.cell = max(CELL, cluster or 0)
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
         self.block = cluster or max(SECTOR, 1 << max(options.sparse_size, 1).bit_length() - 1)
+        # With all zeros to be written, none gives space back unless the target's options want that.
+        self.unmap = options.sparse_size > 0 or target.detect_zeroes == "unmap"
         self.sources = sources
         at_once = self.cell * ZERO_CELLS if options.sparse_size else self.cell
         self.tasks = plan(pieces_of(sources, options), self.cell, at_once)
@@ -165,7 +167,7 @@ class _Copy:
             COPY_ZEROS(start, end - start)
             with self.turnstile.turn(task.number), _failing("writing", start):
                 for piece in task.pieces:
-                    make_zeros(self.target, piece.offset, piece.length, unmap=True)
+                    make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
             return
         cell_start = start // self.cell * self.cell
         view = buffer[: min(self.cell, self.target.size - cell_start)]
@@ -187,7 +189,7 @@ class _Copy:
             else:
                 self._write(task.number, cell_start, data, view)
             for first, last in zeros:
-                make_zeros(self.target, cell_start + first, last - first, unmap=True)
+                make_zeros(self.target, cell_start + first, last - first, unmap=self.unmap)
 
     def _offload(self, task: Task) -> bool:
         """Let the system copy a cell from file to file; False if it cannot, then all of the cell is to be copied."""
@@ -201,7 +203,7 @@ class _Copy:
             with self.turnstile.turn(task.number):
                 for piece in task.pieces:
                     if piece.extent is None:
-                        make_zeros(self.target, piece.offset, piece.length, unmap=True)
+                        make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
         return True
 
     def _offload_piece(self, piece: Piece) -> bool:

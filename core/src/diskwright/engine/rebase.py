@@ -55,7 +55,7 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
     """
     _require_known_format(context, request)
     with context.open(
-        request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache
+        request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache, discard=True
     ) as top:
         if request.compress and not isinstance(top, Compressing):
             raise ImageError("Compression not supported for this file format")

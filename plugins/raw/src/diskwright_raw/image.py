@@ -12,7 +12,6 @@ from diskwright.node import (
     SECTOR,
     Buffer,
     Bytes,
-    Discarding,
     Image,
     Node,
     Placement,
@@ -20,7 +19,7 @@ from diskwright.node import (
     Writable,
     WritableImage,
 )
-from diskwright.zeroing import make_zeros
+from diskwright.zeroing import discard, make_zeros
 
 
 class RawImage(WritableImage):
@@ -99,6 +98,8 @@ class RawImage(WritableImage):
     def write_at(self, offset: int, data: Bytes) -> None:
         """Straight to the file."""
         view = memoryview(data).cast("B")
+        if self.store_zeros(offset, view):
+            return
         for placement in self.allocate(offset, len(view)):
             self._writable().write_at(placement.node_offset, view)
 
@@ -119,8 +120,7 @@ class RawImage(WritableImage):
     def discard(self, offset: int, length: int) -> None:
         """Let the file forget a range, if it can."""
         for placement in self.allocate(offset, length):
-            if isinstance(self.file, Discarding):
-                self.file.discard(placement.node_offset, length)
+            discard(self.file, placement.node_offset, length)
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Give the disk, and with it the file, another size.

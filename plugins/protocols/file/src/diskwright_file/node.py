@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 FIRST_BLOCK = 4096
 WRITE_THROUGH = ("writethrough", "directsync")
 """Cache modes in which a write is on disk when it returns."""
-DIRECT = ("none", "directsync")
+DIRECT = ("none", "directsync", "direct-unsafe")
 """Cache modes past the page cache."""
+NEVER_FLUSHED = ("unsafe", "direct-unsafe")
+"""Cache modes in which nothing is forced to disk."""
 
 
 def open_flags(options: ProtocolOptions) -> int:
@@ -32,7 +34,7 @@ def open_flags(options: ProtocolOptions) -> int:
     :raises InvalidOption: a cache mode that is not known here.
     """
     flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDWR if options.writable else os.O_RDONLY)
-    if options.cache not in ("writeback", "writethrough", "none", "directsync", "unsafe"):
+    if options.cache not in ("writeback", *WRITE_THROUGH, *DIRECT, *NEVER_FLUSHED):
         raise InvalidOption(f"Invalid cache option: {options.cache}")
     return flags | (os.O_DSYNC if options.cache in WRITE_THROUGH else 0)
 
@@ -97,7 +99,7 @@ class FileNode(Node):
         self.read_only = not options.writable
         self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._write_through = options.cache in WRITE_THROUGH
-        self._ignore_flush = options.cache == "unsafe"
+        self._ignore_flush = options.cache in NEVER_FLUSHED
         self._flush_error: OSError | None = None
         # Set after each change and taken back before each flush: what a flush may have missed is not forgotten.
         self._unflushed = True
