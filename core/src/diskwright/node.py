@@ -126,9 +126,10 @@ class Node(ABC):
         """
 
     def note_event(self, name: str) -> None:
-        """The driver above tells that its next request is about its metadata; of interest to error injection only.
+        """The driver above tells what it is about to do; of interest to error injection only.
 
-        :param name: the step it is at, as blkdebug's rules name them; ``none`` for any other.
+        :param name: the step it is at, as blkdebug's rules name them. For most steps, and for ``none``, that means that
+            its next request is about its metadata; some are no requests (:data:`diskwright_debug.rules.NO_REQUEST`).
         """
 
     def release(self) -> None:
@@ -350,9 +351,11 @@ def write_placed(image: Image, placement: Placement, data: memoryview) -> None:
     if not isinstance(target, Writable):
         raise InvalidImage(f"'{target.filename}' cannot be written", filename=target.filename)
     if placement.head or placement.tail:
+        target.note_event("cow_read")
         before = image.read_at(placement.offset - placement.head, placement.head)
         after = image.read_at(placement.offset + placement.length, placement.tail)
         data = memoryview(b"".join((before, data, after)))
+        target.note_event("cow_write")
     target.write_at(placement.node_offset - placement.head, data)
 
 

@@ -117,6 +117,8 @@ class WriteOrder:
             self._data_node.flush()
         self.disk.pad()
         events.FLUSH("refcounts")
+        if self.allocator.moved_table is not None:
+            self.blocks.note("refblock_alloc_write_blocks")
         self.blocks.write_blocks()
         self.disk.barrier()
         self._switch_table()
@@ -137,8 +139,10 @@ class WriteOrder:
             events.REFTABLE_MOVE(moved.first << bits, moved.length)
             old = Run(blocks.table_offset >> bits, blocks.table_clusters)
             blocks.table_offset, blocks.table_clusters = moved.first << bits, moved.length
+            blocks.note("refblock_alloc_write_table")
             blocks.write_table()
             self.disk.barrier()
+            blocks.note("refblock_alloc_switch_table")
             pointer = blocks.table_offset.to_bytes(8, "big") + blocks.table_clusters.to_bytes(4, "big")
             self.disk.write(_REFCOUNT_TABLE_FIELD, pointer)
             self.disk.barrier()
@@ -147,6 +151,7 @@ class WriteOrder:
                 self.release(np.arange(run.first, run.end))
             self.allocator.outgrown.clear()
         elif blocks.table_dirty:
+            blocks.note("refblock_alloc_hookup")
             blocks.write_table()
             self.disk.barrier()
 
@@ -157,6 +162,8 @@ class WriteOrder:
             first, last = self._l2_spans.get(index, (0, len(table)))
             entry_size = table[:1].nbytes
             events.L2_WRITE(index, offset, first, last - first)
+            if last - first == len(table):  # new, or a copy
+                self.blocks.note("l2_alloc_write")
             self.disk.node.note_event("l2_update")
             self.disk.write(offset + first * entry_size, stored(table[first:last]))
         for index, _ in tables:
