@@ -34,7 +34,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-S", "--step-size", metavar="SIZE", default="0", help="from request to request (default: the size of one)"
     )
-    parser.add_argument("-i", "--aio", metavar="MODE", default="threads", help="threads, native or io_uring")
+    parser.add_argument(
+        "-i",
+        "--aio",
+        metavar="MODE",
+        default="threads",
+        help="threads, native or io_uring: accepted, threads do it all",
+    )
     parser.add_argument("-n", "--native", action="store_const", dest="aio", const="native", help="as -i native")
     parser.add_argument("-w", "--write", action="store_true", help="write instead of reading")
     parser.add_argument("--pattern", metavar="BYTE", default="0", help="the byte to write (default: 0)")
