@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from diskwright.testing.faults import Folder
-from diskwright.testing.oracle import ATTEMPTS, BUSY
+from diskwright.testing.oracle import unless_busy
 from diskwright.testing.secret import SECRET, address
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -109,11 +108,7 @@ def qemu_img() -> Callable[..., Result]:
     program = oracle_program("qemu-img")
 
     def call(*args: str | os.PathLike[str], code: int | None = 0) -> Result:
-        for attempt in range(ATTEMPTS):
-            time.sleep(0.02 * attempt)
-            result = run([program, *args])
-            if BUSY not in result.err:
-                break
+        result = unless_busy(lambda: run([program, *args]), lambda result: result.err)
         assert code is None or result.code == code, (args, result)
         return result
 

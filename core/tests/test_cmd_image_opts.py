@@ -99,14 +99,14 @@ def test_read_only_nodes_are_not_written(layer_world: Any) -> None:
     [
         ("node-name=n,auto-read-only=on", NodeOptions("n")),
         ("detect-zeroes=unmap,discard=unmap", NodeOptions(discard=True, detect_zeroes="unmap")),
-        ("detect-zeroes=on,discard=ignore,active=on", NodeOptions(detect_zeroes="on")),
+        ("detect-zeroes=on,discard=ignore,active=on", NodeOptions(discard=False, detect_zeroes="on")),
         ("read-only=on,force-share=on", NodeOptions(read_only=True, force_share=True)),
         ("cache.direct=on", NodeOptions(cache="none")),
         ("cache.direct=on,cache.writeback=off", NodeOptions(cache="directsync")),
         ("cache.writeback=off", NodeOptions(cache="writethrough")),
         ("cache.no-flush=on", NodeOptions(cache="unsafe")),
         ("discard=unmap", NodeOptions(discard=True)),
-        ("discard=ignore", NodeOptions()),
+        ("discard=ignore", NodeOptions(discard=False)),
         ("cache.direct=off", NodeOptions(cache="writeback")),
     ],
 )

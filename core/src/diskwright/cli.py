@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import reduce
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -48,6 +49,7 @@ class App:
     :ivar err: standard error.
     :ivar program: the name that messages start with.
     :ivar policies: what the user allows, in the syntax of :func:`diskwright.policy.parse_policy`.
+    :ivar stop_tracing: called at the end; does nothing unless the program is traced.
     """
 
     def __init__(self, program: str) -> None:
@@ -56,6 +58,7 @@ class App:
         self.err = Printer(sys.stderr)
         self._context: Context | None = None
         self.policies: list[str] = []
+        self.stop_tracing: Callable[[], None] = lambda: None
 
     @property
     def context(self) -> Context:
@@ -104,6 +107,8 @@ def main(arguments: list[str] | None = None, program: str = "diskwright") -> int
         app.out.flush()
     except (Exception, KeyboardInterrupt, Interrupted, TimeIsOver) as failure:
         return _report(app, failure)
+    finally:
+        app.stop_tracing()
     return code
 
 
@@ -157,8 +162,13 @@ def _dispatch(app: App, arguments: list[str]) -> int:
     if options.version:
         app.out.write(_version(app.program))
         return 0
-    for text in options.trace:
-        app.warn(f"trace event '{text}' does not exist")
+    if options.trace:
+        from .trace_option import start_tracing
+        from .tracing import stop
+
+        app.stop_tracing = stop
+        if start_tracing(app, options.trace, options.operands):
+            return 0
     if not options.operands:
         raise UsageError("Not enough arguments", hint=help_hint(app.program))
     name, *rest = options.operands
@@ -182,12 +192,24 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
     app.policies = options.policies
     try:
         for text in options.objects:
+            if _printed_object_help(app, text):
+                return 0
             app.context.objects.add(text)
         code: int = command.run(options, app)
     except UsageError as error:
         error.hint = error.hint or help_hint(parser.prog)
         raise
     return code
+
+
+def _printed_object_help(app: App, text: str) -> bool:
+    """Whether an object's definition asks for help, which has been printed."""
+    from .objects.store import object_help
+
+    found = object_help(text)
+    if found is not None:
+        app.out.lines(found)
+    return found is not None
 
 
 def _version(program: str) -> str:

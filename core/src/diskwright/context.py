@@ -54,6 +54,7 @@ class Context:
         options: Mapping[str, str] | None = None,
         writable_depths: Collection[int] = (),
         check: bool = False,
+        discard: bool = False,
     ) -> Image:
         """Open an image with the layers below it.
 
@@ -68,6 +69,7 @@ class Context:
         :param options: runtime options of the format driver.
         :param writable_depths: layers of the chain to open for writing besides the top one: 1 is its backing file.
         :param check: to be checked or repaired: the driver opens it in spite of what a check will report.
+        :param discard: whether the space of what is discarded is to be given back, unless options say otherwise.
         :raises ImageError: it cannot be opened; the message starts with ``Could not open 'FILENAME'``.
         """
         from .graph import OpenRequest, open_image
@@ -82,6 +84,7 @@ class Context:
             options=options or {},
             writable_depths=frozenset(writable_depths),
             check=check,
+            discard=discard,
         )
         return open_image(self, filename, format, request)
 

@@ -16,6 +16,7 @@ from .node import Node
 from .options import Option, runtime_values
 from .policy import Policy
 from .registry import Registry
+from .tracing import watch
 
 
 @dataclass(eq=False, repr=False)
@@ -52,6 +53,7 @@ class Gate:
         self.opened += 1
         node.filename = node.filename or name.path
         node.bind(name.protocol, self.protocols.block_status(name.protocol))
+        watch(node, writable=writable)
         return node
 
     def runtime_options(self, protocol: str) -> Sequence[Option]:
@@ -71,6 +73,7 @@ class Gate:
         self.opened += 1
         node.filename = name.path
         node.bind(name.protocol, self.protocols.block_status(name.protocol))
+        watch(node, writable=True)
         return node
 
     def _call(self, hook: str, name: FileName, options: ProtocolOptions) -> Any:

@@ -12,6 +12,7 @@ from .hookspecs import PROBE_LENGTH, OpenOptions
 from .node import Image, Lockable, Node, Permission
 from .options import Option, runtime_values
 from .passing import naming_file
+from .tracing import GRAPH_BACKING, PROBE, number_of, watch
 from .trees import JSON_PREFIX, OptionString, tree_from_json, tree_from_options
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
         except ImageError as error:
             raise error.in_context("Could not open backing file") from error
         layer.backing = backing
+        GRAPH_BACKING(number_of(layer), number_of(backing), depth)
         identity = backing.identity()
         if identity is not None and identity in seen:
             raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=layer.filename)
@@ -169,6 +171,7 @@ def open_format(
     image.filename = filename
     image.read_only = not request.writable
     image.bind(format, context.formats.block_status(format))
+    watch(image, writable=request.writable)
     return image
 
 
@@ -195,7 +198,9 @@ def _runtime_values(context: Context, format: str, request: OpenRequest) -> dict
 
 def probe(context: Context, node: Node) -> str:
     """The format of what stands in a node, by its first bytes; the name of the driver."""
-    return context.formats.probe(_head(node), node.filename)
+    format = context.formats.probe(_head(node), node.filename)
+    PROBE(node.filename, format)
+    return format
 
 
 def _head(node: Node) -> bytes:

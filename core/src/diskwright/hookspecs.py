@@ -22,6 +22,7 @@ from .extent import Extent, ExtentTable
 from .facts import Bitmap, CheckResult, Description, Measurement, Snapshot
 from .node import Image, Node
 from .options import Option
+from .tracing import Event
 
 FORMAT_GROUP = discovery.FORMAT_GROUP
 PROTOCOL_GROUP = discovery.PROTOCOL_GROUP
@@ -145,6 +146,15 @@ class FormatSpecs(Protocol):
         """The roles, besides ``file`` and ``backing``, for which a user may name a node of his own.
 
         They are names of runtime options whose values are option trees, e.g. ``header.filename=...``.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def trace_events(self) -> Sequence[Event]:
+        """The events that the driver tells of while it is traced, for the list of them; see :mod:`diskwright.tracing`.
+
+        Their names start with that of the driver. They are declared in a module that this hook, and what tells of them,
+        imports.
         """
         raise NotImplementedError
 
@@ -358,7 +368,8 @@ class ProtocolOptions(NamedTuple):
     :ivar writable: whether the node will be written.
     :ivar values: runtime or creation options by name.
     :ivar explicit: whether the user named this node, rather than an image.
-    :ivar cache: cache mode: ``writeback``, ``writethrough``, ``none``, ``directsync`` or ``unsafe``.
+    :ivar cache: cache mode: ``writeback``, ``writethrough``, ``none``, ``directsync``, ``unsafe`` or ``direct-unsafe``,
+        which is ``none`` without ever flushing.
     """
 
     writable: bool = False
@@ -382,6 +393,15 @@ class ProtocolSpecs(Protocol):
     @hookspec(firstresult=True)
     def runtime_options(self) -> Sequence[Option]:
         """The options that ``open`` takes besides ``filename``; without this hook there are none."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def trace_events(self) -> Sequence[Event]:
+        """The events that the driver tells of while it is traced, for the list of them; see :mod:`diskwright.tracing`.
+
+        Their names start with that of the driver. They are declared in a module that this hook, and what tells of them,
+        imports.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -448,6 +468,15 @@ class FilterSpecs(Protocol):
     @hookspec(firstresult=True)
     def runtime_options(self) -> Sequence[Option]:
         """The options that ``open`` takes. Dots in their names are levels, a level ``*`` is an index of a list."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def trace_events(self) -> Sequence[Event]:
+        """The events that the driver tells of while it is traced, for the list of them; see :mod:`diskwright.tracing`.
+
+        Their names start with that of the driver. They are declared in a module that this hook, and what tells of them,
+        imports.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from enum import IntFlag
 from typing import NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
+from .buffers import is_zero
 from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
 
@@ -44,12 +45,15 @@ class Node(ABC):
     :ivar filename: the name a user knows it by.
     :ivar driver: the registered name of the driver that opened it; the core sets it.
     :ivar read_only: whether it was opened for reading only.
+    :ivar may_unmap: whether space may be given back to what the node stands on, as its option ``discard`` says; without
+        it, discarding does nothing, and zeros keep their space.
     :ivar metadata_budget: bytes of metadata that may still be read of it, ``None`` for any number.
     """
 
     filename: str = ""
     driver: str = ""
     read_only: bool = True
+    may_unmap: bool = True
     metadata_budget: int | None = None
     _closed: bool = False
     _block_status: BlockStatus | None = None
@@ -121,9 +125,10 @@ class Node(ABC):
         """
 
     def note_event(self, name: str) -> None:
-        """The driver above tells that its next request is about its metadata; of interest to error injection only.
+        """The driver above tells what it is about to do; of interest to error injection only.
 
-        :param name: the step it is at, as blkdebug's rules name them; ``none`` for any other.
+        :param name: the step it is at, as blkdebug's rules name them. For most steps, and for ``none``, that means that
+            its next request is about its metadata; some are no requests (:data:`diskwright_debug.rules.NO_REQUEST`).
         """
 
     def release(self) -> None:
@@ -331,10 +336,10 @@ class WritableImage(Image):
 
         :returns: whether that is done.
         """
-        if self.detect_zeroes == "off" or not isinstance(self, Zeroing) or any(view):
+        if self.detect_zeroes == "off" or not isinstance(self, Zeroing) or not is_zero(view):
             return False
         with self.lock:
-            self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap")
+            self.write_zeroes(offset, len(view), unmap=self.detect_zeroes == "unmap" and self.may_unmap)
         return True
 
 
@@ -345,9 +350,11 @@ def write_placed(image: Image, placement: Placement, data: memoryview) -> None:
     if write_at is None:
         raise InvalidImage(f"'{placement.node.filename}' cannot be written", filename=placement.node.filename)
     if placement.head or placement.tail:
+        placement.node.note_event("cow_read")
         before = image.read_at(placement.offset - placement.head, placement.head)
         after = image.read_at(placement.offset + placement.length, placement.tail)
         data = memoryview(b"".join((before, data, after)))
+        placement.node.note_event("cow_write")
     write_at(placement.node_offset - placement.head, data)
 
 

@@ -74,7 +74,7 @@ class CommandParser(Parser):
             metavar="OBJECT",
             action="append",
             default=[],
-            help="define a secret that images refer to: secret,id=ID,file=FILE",
+            help="define what images refer to, as secret,id=ID,file=FILE ('help' and 'TYPE,help' tell more)",
         )
         self.add_argument(
             "--policy",
@@ -134,7 +134,14 @@ def program_parser(program: str) -> Parser:
     )
     parser.add_argument("-h", "--help", action="store_true", help="show this help")
     parser.add_argument("-V", "--version", action="store_true", help="show the version")
-    parser.add_argument("-T", "--trace", metavar="TRACE", action="append", default=[], help="trace events of this name")
+    parser.add_argument(
+        "-T",
+        "--trace",
+        metavar="TRACE",
+        action="append",
+        default=[],
+        help="print events, as 'file_*,file=LOG' ('help' lists them)",
+    )
     return parser
 
 

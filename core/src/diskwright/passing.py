@@ -13,7 +13,6 @@ from .extent import Extent, ExtentTable, Kind
 from .node import (
     Buffer,
     Bytes,
-    Discarding,
     Image,
     Lockable,
     Node,
@@ -22,12 +21,9 @@ from .node import (
     Truncatable,
     Writable,
     WritableImage,
-    Zeroing,
 )
 from .trees import JSON_PREFIX
-
-ZERO_CHUNK = 1 << 20
-"""Bytes of zeros written at a time where the node below cannot make zeros by itself."""
+from .zeroing import discard, make_zeros
 
 
 class Passing(WritableImage):
@@ -113,23 +109,11 @@ class Passing(WritableImage):
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """By the means of the node below, or by writing zeros to it."""
-        if isinstance(self.below, WritableImage) and isinstance(self.below, Zeroing):
-            with self.below.lock:
-                self.below.write_zeroes(offset, length, unmap=unmap)
-        elif isinstance(self.below, Zeroing):
-            self.below.write_zeroes(offset, length, unmap=unmap)
-        else:
-            zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
-            for done in range(0, length, ZERO_CHUNK):
-                self.write_at(offset + done, zeros[: length - done])
+        make_zeros(self.below, offset, length, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """By the means of the node below, if it has any: what is discarded may just as well stay."""
-        if isinstance(self.below, WritableImage) and isinstance(self.below, Discarding):
-            with self.below.lock:
-                self.below.discard(offset, length)
-        elif isinstance(self.below, Discarding):
-            self.below.discard(offset, length)
+        discard(self.below, offset, length)
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """By the means of the node below.

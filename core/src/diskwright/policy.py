@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from functools import reduce
-from typing import Any, NamedTuple, TypeVar
+from functools import reduce, wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from .errors import InvalidOption, RefusedByPolicy
 from .options import option_values, parse_bool
 from .sizes import parse_size
+from .tracing import POLICY_ALLOW, POLICY_REFUSE
 
 VARIABLE = "DISKWRIGHT_POLICY"
 """Environment variable with a policy, in the syntax of :func:`parse_policy`."""
@@ -25,6 +26,25 @@ LOCAL_PROTOCOLS = frozenset({"file", "host_device"})
 
 Names = frozenset[str]
 _Number = TypeVar("_Number", int, float)
+_Arguments = ParamSpec("_Arguments")
+
+
+def _told(
+    check: Callable[Concatenate[Policy, str, _Arguments], None],
+) -> Callable[Concatenate[Policy, str, _Arguments], None]:
+    """Let who traces the program know what a check has decided."""
+
+    @wraps(check)
+    def told(policy: Policy, what: str, /, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> None:
+        name = str(arguments[0]) if arguments else None
+        try:
+            check(policy, what, *arguments, **named)
+        except RefusedByPolicy as refusal:
+            POLICY_REFUSE(what, name, str(refusal))
+            raise
+        POLICY_ALLOW(what, name)
+
+    return told
 
 
 class Policy(NamedTuple):
@@ -65,6 +85,7 @@ class Policy(NamedTuple):
             time=_least(self.time, other.time),
         )
 
+    @_told
     def require_role(self, role: str, name: str) -> None:
         """Refuse a file that an image names.
 
@@ -74,6 +95,7 @@ class Policy(NamedTuple):
         if not self.implicit or not _allows(self.roles, role):
             raise RefusedByPolicy(f"The policy forbids to open the {role} file '{name}' that the image names")
 
+    @_told
     def require_name(self, protocol: str, path: str) -> None:
         """Refuse a file, device or export by its protocol and place.
 
@@ -87,6 +109,7 @@ class Policy(NamedTuple):
         if not any(_is_inside(real, directory) for directory in self.directories):
             raise RefusedByPolicy(f"The policy forbids to open '{path}': it is in none of the allowed directories")
 
+    @_told
     def require_format(self, format: str, *, writable: bool) -> None:
         """Refuse a format.
 

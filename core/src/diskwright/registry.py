@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .discovery import entry_points
 from .errors import ImageError, UnknownFormat, UnsupportedOperation
 from .known import did_you_mean
+from .tracing import DRIVER_LOAD
 
 if TYPE_CHECKING:
     import pluggy
@@ -122,6 +123,7 @@ class Registry:
             if driver is None:
                 driver = self._find(name)
                 self.register(name, driver)
+                DRIVER_LOAD(self.group, name)
             return driver
 
     def _find(self, name: str) -> object:

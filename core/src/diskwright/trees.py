@@ -39,7 +39,7 @@ class NodeOptions(NamedTuple):
 
     :ivar name: by which other nodes of the same tree may refer to it.
     :ivar cache: cache mode, ``None`` if nothing is said.
-    :ivar discard: whether the space of what is discarded is to be given back.
+    :ivar discard: whether the space of what is discarded is to be given back; ``None`` if nothing is said.
     :ivar detect_zeroes: ``off``; ``on``: zeros that are written become zero clusters or holes; ``unmap``: and space is
         given back for them.
     """
@@ -48,7 +48,7 @@ class NodeOptions(NamedTuple):
     read_only: bool = False
     force_share: bool = False
     cache: str | None = None
-    discard: bool = False
+    discard: bool | None = None
     detect_zeroes: str = "off"
 
 
@@ -129,7 +129,7 @@ def take_node_options(tree: Tree) -> NodeOptions:
     if zeroes == "unmap" and discard not in ("unmap", "on"):
         raise InvalidOption("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
     read_only, force_share = _take_bool(tree, "read-only"), _take_bool(tree, "force-share")
-    discards = discard in ("unmap", "on")
+    discards = None if discard is None else discard in ("unmap", "on")
     return NodeOptions(name, bool(read_only), bool(force_share), _take_cache(tree), discards, zeroes or "off")
 
 
@@ -163,7 +163,7 @@ def _take_cache(tree: Tree) -> str | None:
     if cache:
         tree["cache"] = cache  # the driver may know the rest
     if no_flush:
-        return "unsafe"
+        return "direct-unsafe" if direct else "unsafe"
     if direct:
         return "directsync" if writeback is False else "none"
     if direct is None and writeback is None:

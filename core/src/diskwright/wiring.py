@@ -20,7 +20,9 @@ from .node import Image, Lockable, Node
 from .options import Option, declaration_name, runtime_values
 from .passing import Passing
 from .registry import install_hint
+from .tracing import watch
 from .trees import JSON_PREFIX, MAX_DEPTH, Scalar, Tree, flat, json_name, nested, scalar_text, take_node_options
+from .zeroing import detect_zeros
 
 if TYPE_CHECKING:
     from .context import Context
@@ -83,6 +85,7 @@ class _Wiring:
         # A protocol's node as such is a disk too: the one that its bytes are.
         disk = Passing(node, writable=request.writable)
         disk.bind(node.driver, None)
+        watch(disk, writable=request.writable)
         disk.set_permissions(*permissions(request, shares_writers=True))
         return disk
 
@@ -104,11 +107,14 @@ class _Wiring:
         request = request._replace(
             force_share=request.force_share or common.force_share,
             cache=common.cache or request.cache,
-            discard=common.discard,
+            discard=request.discard if common.discard is None else common.discard,
         )
         node = self._open(driver, value, request, protocol=protocol)
+        node.may_unmap = common.discard is not False
         if isinstance(node, Image):
             node.detect_zeroes = common.detect_zeroes
+        elif common.detect_zeroes != "off":
+            detect_zeros(node, unmap=common.detect_zeroes == "unmap")
         if common.name is not None:
             if common.name in self.named:
                 node.close()
@@ -122,7 +128,8 @@ class _Wiring:
 
         :param undo: closes it when the other node cannot be opened.
         """
-        below = request._replace(options=None)
+        # As QEMU has it, what stands below gives space back unless its own options are against it.
+        below = request._replace(options=None, discard=True)
         node = self._node(value, below, protocol=protocol)
         undo.callback(node.close)
         if isinstance(node, Image):
@@ -239,6 +246,7 @@ class _Wiring:
             image: Image = filters.call("open", driver, children=children, options=options)
             undo.pop_all()
         image.bind(driver, None)
+        watch(image, writable=request.writable)
         image.read_only = not request.writable
         if isinstance(image, Lockable) and not protocol:
             image.set_permissions(*permissions(request, shares_writers=True))

@@ -108,6 +108,18 @@ class TestDetachedHeader:
         with pytest.raises(InvalidOption, match="^Image creation needs a size parameter$"):
             create(context, CreateRequest(str(path), "luks", values=values | {"detached-header": False}))
 
+    def test_nothing_can_be_converted_into_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Refused, as by the real program, and nothing is left."""
+        monkeypatch.chdir(tmp_path)
+        Path("disk").write_bytes(bytes(512))
+        options = ("-O", "luks", "--object", SECRET, "-o", "key-secret=s0,iter-time=10,detached-header=on")
+        assert main(["convert", "-f", "raw", *options, "disk", "h.luks"]) == 1
+        assert "h.luks: error while converting luks: " in capsys.readouterr().err
+        assert qemu_img("convert", "-f", "raw", *options, "disk", "h.luks", check=False).returncode == 1
+        assert not Path("h.luks").exists()
+
     def test_is_no_image_by_itself(self, created: Callable[..., MemoryNode], opened: Callable[..., LuksImage]) -> None:
         with pytest.raises(ImageError, match="^LUKS payload is overlapping with the header$"):
             opened(self.header(created))

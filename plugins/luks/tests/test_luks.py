@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from diskwright.cli import main
 from diskwright.context import Context
 from diskwright.engine.convert import ConvertRequest, convert
 from diskwright.errors import ImageError, InvalidOption, NodeIOError, UnsupportedFeature, UnsupportedOperation
@@ -407,3 +408,23 @@ def test_a_slot_that_asks_too_much_does_not_hide_others(
 def test_probe_leaves_version_2_alone(context: Context) -> None:
     assert context.formats.probe(b"LUKS\xba\xbe\0\1" + bytes(600), "x") == "luks"
     assert context.formats.probe(b"LUKS\xba\xbe\0\2" + bytes(600), "x") == "raw"
+
+
+def ours(*words: object) -> None:
+    """Run our command line."""
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.mark.parametrize("size", [1, 1000, 1025])
+def test_size_that_is_no_whole_sector(size: int, tmp_path: Path) -> None:
+    """The file is as long as that of the real program, and both see the same disk."""
+    created = ("create", "-q", "-f", "luks", "--object", SECRET, "-o", "key-secret=s0,iter-time=10")
+    ours(*created, tmp_path / "ours", size)
+    qemu_img(*created, tmp_path / "real", size)
+    assert (tmp_path / "ours").stat().st_size == (tmp_path / "real").stat().st_size
+    options = f"driver=luks,key-secret=s0,file.filename={tmp_path}/ours"
+    reading = ("convert", "--object", SECRET, "--image-opts", options, "-O", "raw")
+    ours(*reading, tmp_path / "a")
+    qemu_img(*reading, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a").stat().st_size == -(-size // 512) * 512

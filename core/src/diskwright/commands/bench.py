@@ -35,7 +35,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-S", "--step-size", metavar="SIZE", default="0", help="from request to request (default: the size of one)"
     )
     parser.add_argument(
-        "-i", "--aio", metavar="AIO", choices=AIO_MODES, default="threads", help="threads, native or io_uring"
+        "-i",
+        "--aio",
+        metavar="AIO",
+        choices=AIO_MODES,
+        default="threads",
+        help="threads, native or io_uring: accepted, threads do it all",
     )
     parser.add_argument("-n", "--native", action="store_const", dest="aio", const="native", help="as -i native")
     parser.add_argument("-w", "--write", action="store_true", help="write instead of reading")

@@ -54,7 +54,9 @@ def run(args: Namespace, app: App) -> int:
     if action == "list":
         return _list(args, app, filename)
     work = {"create": snapshots.create, "apply": snapshots.apply, "delete": snapshots.delete}[action]
-    with app.context.open(filename, args.format, writable=True, backing=False, force_share=args.force_share) as image:
+    with app.context.open(
+        filename, args.format, writable=True, backing=False, force_share=args.force_share, discard=True
+    ) as image:
         work(app.context, image, name)
     return 0
 

@@ -94,7 +94,7 @@ class _Bench:
             return lambda offset: image.read_into(offset, view)
         if not isinstance(image, WritableImage):
             raise UnsupportedOperation(f"Format driver '{image.driver}' does not support writing")
-        if image.cluster_size:
+        if image.cluster_size or image.detect_zeroes != "off":
             # Two writes must not allocate the same cluster: they go one after the other.
             return lambda offset: image.write_at(offset, view)
         return lambda offset: _write_in_place(image, offset, view)

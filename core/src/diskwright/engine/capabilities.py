@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import COMPATIBLE_VERSION, __version__
 from ..discovery import entry_points
 from ..errors import ImageError
-from ..objects.store import KINDS
+from ..objects.kinds import KINDS
 from ..options import Option
 from ..parsers import COMMANDS, CommandParser, command_parser
 from .checking import repairs
@@ -46,7 +46,9 @@ def capabilities(context: Context, program: str = "diskwright") -> dict[str, Any
         ],
         "protocols": [_protocol(context, name, aliases) for name, aliases in _names(context.protocols)],
         "filters": [_filter(context, name, aliases) for name, aliases in _names(context.filters)],
-        "objects": [{"name": name, "options": sorted(kind.options)} for name, kind in KINDS.items()],
+        "objects": [
+            {"name": name, "options": sorted(field.name for field in kind.fields)} for name, kind in KINDS.items()
+        ],
         "checksums": list(ALGORITHMS),
         "commands": [_command(name, command_parser(name, program)) for name in COMMANDS],
     }

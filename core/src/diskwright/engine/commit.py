@@ -44,10 +44,11 @@ def commit(context: Context, request: CommitRequest, progress: Progress = no_pro
 
     :raises ImageError: it failed.
     """
-    with context.open(request.filename, request.format, force_share=True) as chain:
+    # For writing, since there are filters that can do nothing else.
+    with context.open(request.filename, request.format, writable=True, cache=request.cache) as chain:
         depth = find_base(chain, request.base, request.filename)
     with context.open(
-        request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}
+        request.filename, request.format, writable=True, cache=request.cache, writable_depths={depth}, discard=True
     ) as top:
         base = layers(top)[depth]
         base = unfiltered(base) if isinstance(base, Image) else base

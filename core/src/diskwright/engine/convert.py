@@ -13,7 +13,7 @@ from ..node import Compressing, Image, Node
 from ..options import parse_options
 from .bitmaps import copy_bitmap, to_copy
 from .copy import CopyOptions, Progress, copy, no_progress
-from .creation import CreateRequest, Creation, backing_values, declared_options, require_unused
+from .creation import CreateRequest, Creation, backing_values, declared_options, needs_size, require_unused
 from .snapshots import view
 
 if TYPE_CHECKING:
@@ -77,7 +77,13 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
         if request.create:
             run.into_new(values)
         else:
-            target = context.open(request.target, request.format, writable=True, cache=request.cache)
+            target = context.open(
+                request.target,
+                request.format,
+                writable=True,
+                cache=request.cache,
+                discard=request.sparse_size > 0,
+            )
             stack.enter_context(target)
             run.into_existing(target)
 
@@ -156,6 +162,8 @@ class _Conversion:
         self._require_bitmaps(format)
         with Creation(self.context, self.request.cache, self.images) as creation:
             try:
+                if not needs_size(self.context, format, values):
+                    raise InvalidOption("What these options create has no room for data")
                 node = creation.image(name, format, self.size, values)
             except ImageError as error:
                 raise error.in_context(f"{name}: error while converting {format}") from error

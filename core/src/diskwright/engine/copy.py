@@ -22,11 +22,12 @@ from ..node import (
     Image,
     Node,
     WritableImage,
-    Zeroing,
     read_extent,
     write_placed,
 )
+from ..tracing import COPY_BEGIN, COPY_CELL, COPY_OFFLOAD, COPY_ZEROS
 from ..waiting import pause
+from ..zeroing import make_zeros
 from .offload import copy_extent
 from .plan import Piece, Task, amount, pieces_of, plan
 from .pool import Turnstile, Workers, worker_count
@@ -114,6 +115,8 @@ class _Copy:
         self.cell = max(CELL, cluster or 0)
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
         self.block = cluster or max(SECTOR, 1 << max(options.sparse_size, 1).bit_length() - 1)
+        # With all zeros to be written, none gives space back unless the target's options want that.
+        self.unmap = options.sparse_size > 0 or target.detect_zeroes == "unmap"
         self.sources = sources
         at_once = self.cell * ZERO_CELLS if options.sparse_size else self.cell
         self.tasks = plan(pieces_of(sources, options), self.cell, at_once)
@@ -129,6 +132,7 @@ class _Copy:
         if self.progress is not no_progress:
             with _failing_map():
                 self.amount = amount(self.sources, self.options)
+        COPY_BEGIN(self.target.filename, self.cell, self.workers.count)
         self.workers.run(self._work)
         self.progress(self.amount, self.amount)
 
@@ -160,13 +164,15 @@ class _Copy:
         """Copy one cell, or write many cells of zeros."""
         start, end = task.pieces[0].offset, task.pieces[-1].end
         if end - start > self.cell or (self.options.sparse_size and all(p.extent is None for p in task.pieces)):
+            COPY_ZEROS(start, end - start)
             with self.turnstile.turn(task.number), _failing("writing", start):
                 for piece in task.pieces:
-                    write_zeroes(self.target, piece.offset, piece.length)
+                    make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
             return
         cell_start = start // self.cell * self.cell
         view = buffer[: min(self.cell, self.target.size - cell_start)]
         if self.options.offload and self._offload(task):
+            COPY_OFFLOAD(start, end - start)
             return
         wanted = list(joined((piece.offset - cell_start, piece.end - cell_start) for piece in task.pieces))
         self._read(task.pieces, cell_start, view)
@@ -174,6 +180,8 @@ class _Copy:
             with _failing("reading", start):
                 wanted = self._fill_clusters(wanted, self.target.cluster_size, cell_start, view)
         data, zeros = self._sort_out(wanted, view)
+        if COPY_CELL.enabled:
+            COPY_CELL(cell_start, len(view), *(sum(last - first for first, last in part) for part in (data, zeros)))
         self._wait_for_turn(sum(last - first for first, last in data))
         with _failing("writing", start):
             if self.compressor is not None:
@@ -181,7 +189,7 @@ class _Copy:
             else:
                 self._write(task.number, cell_start, data, view)
             for first, last in zeros:
-                write_zeroes(self.target, cell_start + first, last - first)
+                make_zeros(self.target, cell_start + first, last - first, unmap=self.unmap)
 
     def _offload(self, task: Task) -> bool:
         """Let the system copy a cell from file to file; False if it cannot, then all of the cell is to be copied."""
@@ -195,7 +203,7 @@ class _Copy:
             with self.turnstile.turn(task.number):
                 for piece in task.pieces:
                     if piece.extent is None:
-                        write_zeroes(self.target, piece.offset, piece.length)
+                        make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
         return True
 
     def _offload_piece(self, piece: Piece) -> bool:
@@ -305,17 +313,6 @@ class _Copy:
                     target.write_at(cell_start + start, buffer[start : min(start + cluster, filled)])
                 else:
                     target.write_compressed(cell_start + start, blob)
-
-
-def write_zeroes(target: WritableImage, offset: int, length: int) -> None:
-    """Make a range of an image read as zeros, by the cheapest way the image has; called by several threads at once."""
-    if isinstance(target, Zeroing):
-        with target.lock:
-            target.write_zeroes(offset, length, unmap=True)
-        return
-    zeros = bytes(min(length, CELL))
-    for start in range(offset, offset + length, CELL):
-        target.write_at(start, memoryview(zeros)[: min(CELL, offset + length - start)])
 
 
 @contextmanager

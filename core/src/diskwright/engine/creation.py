@@ -204,14 +204,15 @@ def create(context: Context, request: CreateRequest, announce: Callable[[str], N
         size = backing_size if size is None else size
     if size is not None:
         values["size"] = size
-    elif _needs_size(context, request.format, values):
+    elif needs_size(context, request.format, values):
         raise InvalidOption("Image creation needs a size parameter")
     announce(formatting_line(request.filename, request.format, declared, values))
     with Creation(context) as creation:
         creation.image(request.filename, request.format, size or 0, values)
 
 
-def _needs_size(context: Context, format: str, values: Mapping[str, Any]) -> bool:
+def needs_size(context: Context, format: str, values: Mapping[str, Any]) -> bool:
+    """Whether what a format creates with these options has a size of its own, and so room for data."""
     if not context.formats.has("needs_size", format):
         return True
     return bool(context.formats.call("needs_size", format, values=values))

@@ -12,8 +12,9 @@ from ..extent import ExtentTable, Kind
 from ..filenames import backing_filename
 from ..node import Compressing, Image, WritableImage
 from ..passing import unfiltered
+from ..zeroing import make_zeros
 from .chain import layers, resolve
-from .copy import CELL, Progress, no_progress, write_zeroes
+from .copy import CELL, Progress, no_progress
 from .ranges import Range, aligned, cut, intersection, union
 from .zeros import nonzero_blocks
 
@@ -54,7 +55,7 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
     """
     _require_known_format(context, request)
     with context.open(
-        request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache
+        request.filename, request.format, writable=True, backing=not request.unsafe, cache=request.cache, discard=True
     ) as top:
         if request.compress and not isinstance(top, Compressing):
             raise ImageError("Compression not supported for this file format")
@@ -198,7 +199,7 @@ def _write_zeroes(top: WritableImage, offset: int, length: int) -> None:
 
     An image may leave to the layers below what reads as zeros already; the new backing file would show there.
     """
-    write_zeroes(top, offset, length)
+    make_zeros(top, offset, length, unmap=True)
     for start, end in list(_ranges(resolve(top, offset, length, depth_limit=1), {Kind.ABSENT}, top.size)):
         top.write_at(start, bytes(end - start))
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 
 from ..errors import ImageError, InvalidOption, reason_of
 
-OPTIONS = ("data", "file", "format", "keyid", "iv")
-"""What a definition may hold besides type and id."""
 MAX_SECRET = 1 << 20
 """Bytes; what is longer is no password and no key."""
 
@@ -42,15 +40,17 @@ class Secret:
 def make_secret(values: Mapping[str, str], lookup: Callable[[str], bytes]) -> Secret:
     """A secret from its definition.
 
-    :param values: of :data:`OPTIONS`.
+    :param values: ``data`` or ``file``, and how that is encoded: ``format``, ``keyid`` and ``iv``.
     :param lookup: gives the content of another secret, with which this one may be encrypted.
     :raises InvalidOption: the definition contradicts itself, or does not fit what is given.
     :raises ImageError: a file cannot be read, the other secret does not exist.
     """
+    return decoded_secret(_content(values), values, lookup)
+
+
+def decoded_secret(content: bytes, values: Mapping[str, str], lookup: Callable[[str], bytes]) -> Secret:
+    """A secret from what was found, as the definition says that it is encoded."""
     encoding = values.get("format", "raw")
-    if encoding not in ("raw", "base64"):
-        raise InvalidOption(f"Parameter 'format' does not accept value '{encoding}'")
-    content = _content(values)
     # An empty value counts as not given, as QEMU has it.
     if key_id := values.get("keyid"):
         key = lookup(key_id)

@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidOption
 from ..known import did_you_mean
 from ..options import split_option_string
+from ..tracing import OBJECT_ADD
 from ..trees import flat, scalar_text
-from .secret import OPTIONS, make_secret
-from .throttle import OPTIONS as THROTTLE_OPTIONS
-from .throttle import make_throttle_group
+
+if TYPE_CHECKING:
+    from .fields import Field
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
-
-
-class Kind(NamedTuple):
-    """A type of objects.
-
-    :ivar options: what a definition may hold besides type and id.
-    :ivar type: of all values, as messages about JSON call it: ``string`` or ``integer``.
-    :ivar make: makes an object of these options, given as text; it may ask for the content of a secret.
-    """
-
-    options: Collection[str]
-    type: str
-    make: Callable[[Mapping[str, str], Callable[[str], bytes]], Any]
-
-
-def _make_nothing(values: Mapping[str, str], lookup: Callable[[str], bytes]) -> None:
-    """What QEMU has event loops for, our threads do by themselves."""
-
-
-KINDS: Mapping[str, Kind] = {
-    "main-loop": Kind(("aio-max-batch", "thread-pool-min", "thread-pool-max"), "integer", _make_nothing),
-    "secret": Kind(OPTIONS, "string", make_secret),
-    "throttle-group": Kind(THROTTLE_OPTIONS, "integer", make_throttle_group),
-}
-"""The types of objects by name."""
+_HELP = ("help", "?")
 
 
 class ObjectStore:
@@ -53,14 +30,20 @@ class ObjectStore:
 
         :raises InvalidOption: it is malformed, of an unknown type, or has the id of an object that is there already.
         """
+        from .fields import require_values
+        from .kinds import FOR_MACHINES, KINDS
+
         values = _from_json(text) if text.startswith("{") else _from_options(text)
         for name in ("qom-type", "id"):
             if name not in values:
                 raise InvalidOption(f"Parameter '{name}' is missing")
         kind, id = values.pop("qom-type"), values.pop("id")
+        if kind in FOR_MACHINES:
+            raise InvalidOption(f"invalid object type: {kind}")
         if kind not in KINDS:
             hint = did_you_mean(kind, KINDS)
             raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'", hint=hint)
+        require_values(KINDS[kind].fields, values)
         if not _IDENTIFIER.fullmatch(id):
             raise InvalidOption(
                 "Parameter 'id' expects an identifier",
@@ -69,6 +52,7 @@ class ObjectStore:
         if id in self._objects:
             raise InvalidOption(f"attempt to add duplicate property '{id}' to object (type 'container')")
         self._objects[id] = kind, KINDS[kind].make(values, self.secret)
+        OBJECT_ADD(kind, id)
 
     def get(self, kind: str, id: str) -> Any:
         """An object.
@@ -85,10 +69,10 @@ class ObjectStore:
 
         :raises ImageError: there is no secret with that id.
         """
-        try:
-            content: bytes = self.get("secret", id).reveal()
-        except LookupError:
-            raise ImageError(f"No secret with id '{id}'") from None
+        kind, value = self._objects.get(id, ("", None))
+        if kind not in ("secret", "secret_keyring"):
+            raise ImageError(f"No secret with id '{id}'")
+        content: bytes = value.reveal()
         return content
 
 
@@ -102,7 +86,7 @@ def _from_options(text: str) -> dict[str, str]:
         first = ("qom-type", first[0])
     values: dict[str, str] = {}
     for name, value in (first, *rest):
-        if name in _known(values.get("qom-type", "secret")):
+        if _is_known(values.get("qom-type", "secret"), name):
             if value is None:
                 raise InvalidOption(f"Expected '=' after parameter '{name}'")
             values[name] = value
@@ -111,34 +95,61 @@ def _from_options(text: str) -> dict[str, str]:
             raise InvalidOption(
                 "An object has a parameter that is unexpected", hint="A comma inside a value has to be doubled."
             )
-        elif values.get("qom-type", "secret") in KINDS:
+        elif _fields(values.get("qom-type", "secret")) is not None:
             raise InvalidOption(f"Parameter '{name}' is unexpected")
     return values
 
 
-def _known(kind: str) -> Collection[str]:
-    """The parameters of objects of a type; of an unknown one, none."""
-    return ("qom-type", "id", *(KINDS[kind].options if kind in KINDS else ()))
+def _fields(kind: str) -> Sequence[Field] | None:
+    """What a definition of a type may hold; ``None`` if there is no such type."""
+    from .kinds import KINDS
+
+    return KINDS[kind].fields if kind in KINDS else None
+
+
+def _is_known(kind: str, name: str) -> bool:
+    """Whether a definition of a type may have a parameter."""
+    from .fields import field_of
+
+    return name in ("qom-type", "id") or field_of(_fields(kind) or (), name) is not None
 
 
 def _from_json(text: str) -> dict[str, str]:
     import json
+
+    from .fields import require_json_types
 
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         raise InvalidOption("JSON parse error in the definition of an object") from None
     kind = values.get("qom-type")
+    if kind is not None and not isinstance(kind, str):
+        raise InvalidOption("Invalid parameter type for 'qom-type', expected: string")
     found = flat(values)
-    if kind in KINDS:
-        expected = KINDS[kind].type
-        for name, value in found.items():
-            # No bool, which is an int of a kind.
-            if name in KINDS[kind].options and type(value) is not (str if expected == "string" else int):
-                raise InvalidOption(f"Invalid parameter type for '{name}', expected: {expected}")
-    texts = {name: scalar_text(value) for name, value in found.items()}
-    if kind in KINDS:
-        for name in texts:
-            if name not in _known(kind):
+    fields = _fields(kind or "")
+    if fields is not None:
+        require_json_types(fields, found)
+        for name in found:
+            if not _is_known(kind or "", name):
                 raise InvalidOption(f"Parameter '{name}' is unexpected")
-    return texts
+    return {name: scalar_text(value) for name, value in found.items()}
+
+
+def object_help(text: str) -> str | None:
+    """What ``--object help`` and ``--object TYPE,help`` print; ``None`` if a definition does not ask for help."""
+    if text.startswith("{"):
+        return None
+    try:
+        pairs = split_option_string(text)
+    except InvalidOption:
+        return None
+    if not any(name in _HELP and value is None for name, value in pairs):
+        return None
+    from .fields import help_lines
+    from .kinds import KINDS
+
+    kind = dict(pairs).get("qom-type") or (pairs[0][0] if pairs[0][1] is None else "")
+    if kind in KINDS:
+        return "\n".join([f"{kind} options:", *help_lines(KINDS[kind].fields)])
+    return "\n".join(["List of user creatable objects:", *(f"  {name}" for name in sorted(KINDS))])

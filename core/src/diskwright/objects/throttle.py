@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ..errors import InvalidOption
 from ..sizes import MAX_INT64
 from ..waiting import pause
+from .throttle_options import SCOPES, UNITS
 
 MAX_RATE = 10**15
 """Bytes or requests per second."""
@@ -23,15 +24,6 @@ MAX_LENGTH = 2**32 - 1
 """Seconds of a burst."""
 SLACK = 0.1
 """Seconds: how much more than the rate permits may be taken at once."""
-
-UNITS = ("bps", "iops")
-SCOPES = ("total", "read", "write")
-NAMES = (
-    *(f"{unit}-{scope}{suffix}" for unit in UNITS for scope in SCOPES for suffix in ("", "-max", "-max-length")),
-    "iops-size",
-)
-OPTIONS = ("limits", *(f"{prefix}{name}" for prefix in ("x-", "limits.") for name in NAMES))
-"""What a definition may hold besides type and id: every name, old-fashioned and as a member of ``limits``."""
 
 _INTEGER = re.compile(r"\s*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII)
 
@@ -121,7 +113,7 @@ class ThrottleGroup:
 def make_throttle_group(values: Mapping[str, str], lookup: object = None) -> ThrottleGroup:
     """A group from its definition.
 
-    :param values: of :data:`OPTIONS`.
+    :param values: of :data:`throttle_options.FIELDS`.
     :raises InvalidOption: a value is no number, out of range, or contradicts another.
     """
     limits: dict[str, int] = {}

@@ -47,6 +47,16 @@ class ContractTests(DriverTests):
                 assert argument.kind is argument.POSITIONAL_OR_KEYWORD, f"{name}({argument}): must be a plain argument"
                 assert argument.default is argument.empty, f"{name}({argument}): pluggy does not fill in defaults"
 
+    def test_trace_events_are_named_after_the_driver(self) -> None:
+        """Events that a driver declares can be told from those of others, and each says when it happens."""
+        self.need("trace_events")
+        events = self.context.formats.call("trace_events", self.name)
+        assert events
+        for event in events:
+            assert event.name.startswith(f"{self.name}_"), event.name
+            assert event.help, event.name
+        assert len({event.name for event in events}) == len(events)
+
     def test_creation_options_are_declared(self) -> None:
         """A driver that creates says with which options, the size among them."""
         self.need("create")

@@ -6,19 +6,36 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
+T = TypeVar("T")
+
 TIMEOUT = 120
 """Seconds."""
-ATTEMPTS = 25
-BUSY = "Unable to get accurate CPU usage"
+_ATTEMPTS = 25
+_BUSY = "Unable to get accurate CPU usage"
 """What it says when it creates a LUKS volume and the machine has too much else to do to measure its speed."""
 
 
 def find_qemu_img() -> str | None:
     """Path of the real qemu-img: the environment variable ``DISKWRIGHT_QEMU_IMG``, or what ``PATH`` has."""
     return shutil.which(os.environ.get("DISKWRIGHT_QEMU_IMG") or "qemu-img")
+
+
+def unless_busy(run: Callable[[], T], errors: Callable[[T], str]) -> T:
+    """Run the real program, again and again while the machine is too busy for it.
+
+    :param errors: what a run has written to standard error.
+    """
+    for attempt in range(_ATTEMPTS):
+        time.sleep(0.02 * attempt)
+        done = run()
+        if _BUSY not in errors(done):
+            break
+    return done
 
 
 def qemu_img(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -29,13 +46,11 @@ def qemu_img(*arguments: object, check: bool = True) -> subprocess.CompletedProc
     program = find_qemu_img()
     if program is None:
         pytest.skip("qemu-img is not installed")
-    for attempt in range(ATTEMPTS):
-        time.sleep(0.02 * attempt)
-        done = subprocess.run(
-            [program, *map(str, arguments)], capture_output=True, text=True, timeout=TIMEOUT, check=False
-        )
-        if BUSY not in done.stderr:
-            break
+    command = [program, *map(str, arguments)]
+    done = unless_busy(
+        lambda: subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False),
+        lambda done: done.stderr,
+    )
     if check and done.returncode:
         pytest.fail(f"{' '.join(map(str, done.args))}: exit {done.returncode}\n{done.stdout}{done.stderr}")
     return done

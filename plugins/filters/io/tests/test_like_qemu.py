@@ -185,8 +185,9 @@ def test_relative_names_do_not_go_by_a_tree(pair: Pair) -> None:
     assert "-> 1" in pair.run("rebase", "-b", "x.qcow2", "-F", "qcow2", "--image-opts", tree)
 
 
-def test_committing_through_a_filter(pair: Pair) -> None:
-    pair.run("commit", "--image-opts", FILTERS["preallocate"] + BELOW["qcow2"])
+@pytest.mark.parametrize("name", ["preallocate", "copy-on-read"])
+def test_committing_through_a_filter(pair: Pair, name: str) -> None:
+    pair.run("commit", "--image-opts", FILTERS[name] + BELOW["qcow2"])
     qemu_img("compare", *(folder / "base.qcow2" for folder in pair.folders))
     pair.run("map", "--output=json", "top.qcow2")
 

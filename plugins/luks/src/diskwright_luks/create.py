@@ -25,7 +25,8 @@ def create(target: Node, options: CreateOptions) -> bool:
     if not isinstance(target, Writable):
         raise UnsupportedOperation(f"'{options.filename}' cannot be written")
     start = format_volume(parameters, passphrase)
-    size = _file_size(parameters, options.size)
+    # Not rounded to sectors, as QEMU has it: the file may end within the last one.
+    size = _file_size(parameters, options.get("size", options.size))
     if isinstance(target, Truncatable):
         preallocation = options.get("preallocation", "off")
         # There is no metadata to preallocate but the header, which is always there.

@@ -8,7 +8,7 @@ import numpy as np
 
 from diskwright.errors import NodeIOError
 
-from . import layout
+from . import events, layout
 from .refcount import MAX_TABLE_ENTRIES, Column, RefcountBlocks
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class ClusterAllocator:
             # Blocks that are not there yet go right behind the run, where they may need further ones.
             extra = len(missing)
         self._check(Run(start, number + extra))
+        events.CLUSTER_ALLOC(start, number + extra)
+        self.blocks.note("cluster_alloc")
         for place, index in enumerate(missing, start + number):
             self._create_block(index, place)
         self.blocks.add(start, number + extra)
@@ -96,6 +98,8 @@ class ClusterAllocator:
 
     def _claim(self, run: Run) -> None:
         self._check(run)
+        events.CLUSTER_ALLOC(run.first, run.length)
+        self.blocks.note("cluster_alloc")
         self.blocks.add(run.first, run.length)
 
     def _check(self, run: Run) -> None:
@@ -139,6 +143,7 @@ class ClusterAllocator:
         blocks = self.blocks
         if index < len(blocks.table):
             return True
+        blocks.note("reftable_grow")
         per_cluster = (1 << blocks.cluster_bits) // layout.REFCOUNT_TABLE_ENTRY_SIZE
         # Half as much again, so that a growing image does not move its table often; and room to describe itself.
         clusters = -(-(index + 1) * 3 // 2 // per_cluster)

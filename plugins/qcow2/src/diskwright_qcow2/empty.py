@@ -26,6 +26,7 @@ def make_empty(image: Qcow2Image) -> None:
     """
     with image.lock:
         image.flush()
+        image.file.note_event("empty_image_prepare")
         first = _switch(image, Run(0, 0))
         last = _switch(image, first)
         _cut(image, last)

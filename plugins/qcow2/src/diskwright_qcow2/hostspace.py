@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskwright.node import Discarding, Truncatable
+from diskwright.node import Truncatable
+from diskwright.zeroing import discard
 
 from .allocate import Run
 
@@ -45,7 +46,7 @@ def give_back(node: Node, clusters: Column, cluster_bits: int) -> None:
 
     :param clusters: in order, without repetition.
     """
-    if not isinstance(node, Discarding) or not len(clusters):
+    if not node.may_unmap or not len(clusters):
         return
     breaks = np.flatnonzero(np.diff(clusters) != 1) + 1
     starts = np.concatenate(([0], breaks))
@@ -56,7 +57,7 @@ def give_back(node: Node, clusters: Column, cluster_bits: int) -> None:
         if length > 0:
             # The image is sound with or without that space.
             with suppress(OSError):
-                node.discard(offset, length)
+                discard(node, offset, length)
 
 
 def lowest_gap(busy: Column, length: int) -> int:

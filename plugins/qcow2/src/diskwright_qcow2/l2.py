@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import layout
+from . import events, layout
 
 if TYPE_CHECKING:
     from diskwright.bounded import BoundedReader
@@ -145,6 +145,7 @@ class L2Tables:
     def _load(self, index: int, offset: int) -> Table:
         self.offset_of(index)
         count = self._cluster_size // layout.L2_ENTRY_SIZE
+        events.L2_LOAD(index, offset)
         self._reader.node.note_event("l2_load")
         table = self._reader.table(layout.L2_DTYPE, offset, count, f"L2 table {index}", limit=count)
         return table if self._columns == 1 else table.reshape(-1, self._columns)

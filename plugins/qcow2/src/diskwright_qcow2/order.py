@@ -14,7 +14,7 @@ import numpy as np
 from diskwright.errors import InvalidImage
 from diskwright.node import Node, Writable
 
-from . import layout
+from . import events, layout
 from .allocate import Run
 from .hostspace import Cause, give_back
 from .l2 import stored
@@ -112,16 +112,23 @@ class WriteOrder:
 
     def flush(self) -> None:
         """Write everything back, in order, and make it durable."""
+        events.FLUSH("data")
         if self._data_node is not self.disk.node:
             self._data_node.flush()
         self.disk.pad()
+        events.FLUSH("refcounts")
+        if self.allocator.moved_table is not None:
+            self.blocks.note("refblock_alloc_write_blocks")
         self.blocks.write_blocks()
         self.disk.barrier()
         self._switch_table()
+        events.FLUSH("L2 tables")
         if self._write_l2():
             self.disk.barrier()
+        events.FLUSH("L1 table")
         if self._write_l1():
             self.disk.barrier()
+        events.FLUSH("free clusters")
         self._free()
 
     def _switch_table(self) -> None:
@@ -129,10 +136,13 @@ class WriteOrder:
         blocks, moved = self.blocks, self.allocator.moved_table
         if moved is not None:
             bits = blocks.cluster_bits
+            events.REFTABLE_MOVE(moved.first << bits, moved.length)
             old = Run(blocks.table_offset >> bits, blocks.table_clusters)
             blocks.table_offset, blocks.table_clusters = moved.first << bits, moved.length
+            blocks.note("refblock_alloc_write_table")
             blocks.write_table()
             self.disk.barrier()
+            blocks.note("refblock_alloc_switch_table")
             pointer = blocks.table_offset.to_bytes(8, "big") + blocks.table_clusters.to_bytes(4, "big")
             self.disk.write(_REFCOUNT_TABLE_FIELD, pointer)
             self.disk.barrier()
@@ -141,6 +151,7 @@ class WriteOrder:
                 self.release(np.arange(run.first, run.end))
             self.allocator.outgrown.clear()
         elif blocks.table_dirty:
+            blocks.note("refblock_alloc_hookup")
             blocks.write_table()
             self.disk.barrier()
 
@@ -150,6 +161,9 @@ class WriteOrder:
             offset = self.l2.offset_of(index)
             first, last = self._l2_spans.get(index, (0, len(table)))
             entry_size = table[:1].nbytes
+            events.L2_WRITE(index, offset, first, last - first)
+            if last - first == len(table):  # new, or a copy
+                self.blocks.note("l2_alloc_write")
             self.disk.node.note_event("l2_update")
             self.disk.write(offset + first * entry_size, stored(table[first:last]))
         for index, _ in tables:
@@ -161,6 +175,7 @@ class WriteOrder:
         if self._l1_span is None:
             return False
         first, last = self._l1_span
+        events.L1_WRITE(first, last - first)
         self.disk.node.note_event("l1_update")
         self.disk.write(self._l1_offset + first * layout.L1_ENTRY_SIZE, stored(self.l2.l1[first:last]))
         self._l1_span = None
@@ -171,6 +186,7 @@ class WriteOrder:
             return
         clusters = np.concatenate(self._released)
         self._released, self._released_count = [], 0
+        events.CLUSTER_FREE(len(clusters))
         self.disk.node.note_event("cluster_free")
         lowest = self.blocks.subtract(clusters)
         if lowest >= 0:

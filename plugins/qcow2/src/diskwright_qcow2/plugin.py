@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diskwright.extent import Extent, ExtentTable
     from diskwright.node import Image, Node
     from diskwright.options import Option
+    from diskwright.tracing import Event
 
     from .image import Qcow2Image
 
@@ -44,6 +45,12 @@ class Qcow2Driver:
     @hookimpl
     def child_roles(self) -> Sequence[str]:
         return ("data-file",)
+
+    @hookimpl
+    def trace_events(self) -> Sequence[Event]:
+        from .events import EVENTS
+
+        return EVENTS
 
     @hookimpl
     def creation_options(self) -> Sequence[Option]:

@@ -115,6 +115,7 @@ def read_compressed_cluster(image: Qcow2Image, entry: int) -> bytes:
     if missing >= min(length, layout.COMPRESSED_SECTOR):
         raise image.reader.error(f"Compressed cluster at offset {offset:#x} is behind the end of the file", offset)
     data = bytearray(length - missing)
+    image.file.note_event("read_compressed")
     image.file.read_into(offset, data)
     try:
         return codec.decompress(header.compression_type, data, header.cluster_size)

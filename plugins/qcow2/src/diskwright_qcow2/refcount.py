@@ -17,7 +17,7 @@ import numpy.typing as npt
 from diskwright.bounded import BoundedReader
 from diskwright.errors import NodeIOError
 
-from . import layout
+from . import events, layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,7 @@ class RefcountBlocks:
         )
         self._cache: OrderedDict[int, Column] = OrderedDict()
         self._dirty: set[int] = set()
+        self._created: set[int] = set()
         unpacked = self.block_entries * np.dtype(f"u{max(1, (1 << self.order) // 8)}").itemsize
         self._capacity = max(MIN_CACHED_BLOCKS, (CACHE_BYTES if cache is None else cache) // unpacked)
 
@@ -112,15 +113,21 @@ class RefcountBlocks:
         offset = int(self.table[index])
         if offset & ((1 << self.cluster_bits) - 1):
             raise self._reader.error(f"Refblock offset {offset:#x} unaligned (reftable index: {index:#x})", offset)
+        events.REFBLOCK_LOAD(index, offset)
         self._reader.node.note_event("refblock_load")
         stored = self._reader.bytes(offset, 1 << self.cluster_bits, "refcount block")
         counts = unpack_refcounts(stored, self.order)
         self._keep(index, counts)
         return counts
 
+    def note(self, step: str) -> None:
+        """Tell the file of a step that is no request, see :meth:`Node.note_event`."""
+        self._reader.node.note_event(step)
+
     def create(self, index: int, offset: int) -> None:
         """Add an empty block that stands at ``offset``; the table must have room for its entry."""
-        self._reader.node.note_event("refblock_alloc")
+        self.note("refblock_alloc")
+        self._created.add(index)
         self.table[index] = offset
         self.table_dirty = True
         self._keep(index, unpack_refcounts(bytes(1 << self.cluster_bits), self.order))
@@ -155,6 +162,10 @@ class RefcountBlocks:
                 self._write_block(oldest, evicted)
 
     def _write_block(self, index: int, counts: Column) -> None:
+        events.REFBLOCK_WRITE(index, int(self.table[index]))
+        if index in self._created:
+            self._created.discard(index)
+            self.note("refblock_alloc_write")
         self._reader.node.note_event("refblock_update_part")
         self._write(int(self.table[index]), pack_refcounts(counts, self.order))
         self._dirty.discard(index)

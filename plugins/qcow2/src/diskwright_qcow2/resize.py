@@ -102,8 +102,11 @@ def _grow_l1(image: Qcow2Image, entries: int) -> None:
     table[: former.l1_size] = image.l1
     writer = image.writer
     bits = former.cluster_bits
+    image.file.note_event("l1_grow_alloc_table")
     run = writer.allocator.take_contiguous(-(-length >> bits))
+    image.file.note_event("l1_grow_write_table")
     writer.disk.write(run.first << bits, stored(table))
+    image.file.note_event("l1_grow_activate_table")
     switch_header(image, l1_size=entries, l1_table_offset=run.first << bits)
     if former.l1_size:
         old = former.l1_table_offset >> bits

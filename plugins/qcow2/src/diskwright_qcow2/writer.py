@@ -176,8 +176,11 @@ class ImageWriter:
         refuse_compression(self.image)
         part = next(self._parts(offset, offset + 1))
         table = self.own_table(part.l1_index)
+        self.disk.node.note_event("cluster_alloc_bytes")
         host = self._pack(len(blob))
+        self.disk.node.note_event("write_compressed")
         self.disk.write(host, blob)
+        self.disk.node.note_event("l2_update_compressed")
         entry = np.array([layout.compressed_descriptor(host, len(blob), self.header.cluster_bits)], np.uint64)
         self.replace(part, table, entry, np.zeros(1, np.uint64))
         if self.order.full:
@@ -217,6 +220,8 @@ class ImageWriter:
         if table is not None and entry & layout.OFLAG_COPIED:
             return table
         run = self.allocator.take(1)
+        if table is not None:
+            self.disk.node.note_event("l2_alloc_cow_read")
         table = self.l2.empty() if table is None else table.copy()
         self.metadata.add(run, Overlap.ACTIVE_L2)
         bits = self.header.cluster_bits

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskwright.errors import InvalidImage
-from diskwright.node import Writable, Zeroing
+from diskwright.zeroing import make_zeros
 
 from . import layout
 from .hostspace import Cause, give_back
@@ -82,14 +81,7 @@ def _any_set(data: bytes) -> bool:
 
 def zero_data_file(image: Qcow2Image, start: int, end: int, unmap: bool) -> None:
     """A raw data file is an image of the disk by itself: it must have the zeros too."""
-    node = image.data_node
-    if isinstance(node, Zeroing):
-        node.write_zeroes(start, end - start, unmap=unmap)
-        return
-    if not isinstance(node, Writable):
-        raise InvalidImage(f"'{node.filename}' cannot be written", filename=node.filename)
-    for position in range(start, end, _LITERAL):
-        node.write_at(position, bytes(min(_LITERAL, end - position)))
+    make_zeros(image.data_node, start, end - start, unmap=unmap)
 
 
 def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int, unmap: bool) -> None:

@@ -12,18 +12,14 @@ from diskwright.node import (
     SECTOR,
     Buffer,
     Bytes,
-    Discarding,
     Image,
     Node,
     Placement,
     Truncatable,
     Writable,
     WritableImage,
-    Zeroing,
 )
-
-ZERO_CHUNK = 1 << 20
-"""Bytes of zeros written at a time where the file cannot make zeros by itself."""
+from diskwright.zeroing import discard, make_zeros
 
 
 class RawImage(WritableImage):
@@ -102,6 +98,8 @@ class RawImage(WritableImage):
     def write_at(self, offset: int, data: Bytes) -> None:
         """Straight to the file."""
         view = memoryview(data).cast("B")
+        if self.store_zeros(offset, view):
+            return
         for placement in self.allocate(offset, len(view)):
             self._writable().write_at(placement.node_offset, view)
 
@@ -117,18 +115,12 @@ class RawImage(WritableImage):
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make a range read as zeros, by the file's own means if it has any."""
         for placement in self.allocate(offset, length):
-            if isinstance(self.file, Zeroing):
-                self.file.write_zeroes(placement.node_offset, length, unmap=unmap)
-                continue
-            zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
-            for done in range(0, length, ZERO_CHUNK):
-                self._writable().write_at(placement.node_offset + done, zeros[: length - done])
+            make_zeros(self.file, placement.node_offset, length, unmap=unmap)
 
     def discard(self, offset: int, length: int) -> None:
         """Let the file forget a range, if it can."""
         for placement in self.allocate(offset, length):
-            if isinstance(self.file, Discarding):
-                self.file.discard(placement.node_offset, length)
+            discard(self.file, placement.node_offset, length)
 
     def truncate(self, size: int, preallocation: str = "off") -> None:
         """Give the disk, and with it the file, another size.

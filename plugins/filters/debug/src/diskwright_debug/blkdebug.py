@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from diskwright.errors import InvalidOption, NodeIOError, io_error
 from diskwright.extent import Extent, ExtentTable
 from diskwright.hookspecs import FilterOptions
-from diskwright.node import Buffer, Bytes, Node
+from diskwright.node import Buffer, Bytes, Node, Permission
 from diskwright.passing import Passing
 
-from .rules import Rule, Rules, read_config, read_options
+from .rules import NO_REQUEST, Rule, Rules, read_config, read_options
 
+PERMISSIONS = {
+    "consistent-read": Permission.CONSISTENT_READ,
+    "write": Permission.WRITE,
+    "write-unchanged": Permission.WRITE_UNCHANGED,
+    "resize": Permission.RESIZE,
+}
 MAX_LIMIT = (1 << 31) - 1
 """Limits are below this many bytes."""
 
@@ -37,6 +44,10 @@ class Blkdebug(Passing):
         self._announced = threading.local()
         self._rules = Rules([*_configured(options), *read_options(values)])
         self._require_limits()
+        self._taken = _permissions("take-child-perms", values)
+        self._unshared = _permissions("unshare-child-perms", values)
+        if self._taken & Permission.WRITE and not options.writable:
+            raise InvalidOption("Block node is read-only")
         if not below.filename.startswith("json:"):
             self.plain_name = f"blkdebug:{values.get('config', '')}:{below.filename}"
             self.said_by_name = frozenset({"config"})
@@ -60,9 +71,14 @@ class Blkdebug(Passing):
         """Not told, as by QEMU."""
         return None
 
+    def set_permissions(self, used: Permission, shared: Permission) -> None:
+        """What the options say comes on top of what the driver above does."""
+        super().set_permissions(used | self._taken, shared & ~self._unshared)
+
     def note_event(self, name: str) -> None:
         """What the driver above is about to do."""
-        self._announced.now = True
+        if name not in NO_REQUEST:
+            self._announced.now = True
         self._happened(name)
 
     def _happened(self, event: str) -> None:
@@ -142,6 +158,26 @@ class Blkdebug(Passing):
         self._happened("flush_to_disk")
         self._may_fail("flush")
         super().flush()
+
+
+def _permissions(name: str, values: Mapping[str, Any]) -> Permission:
+    """The permissions that a list among the options names.
+
+    :raises InvalidOption: an element is missing, or no permission.
+    """
+    elements = {key.removeprefix(f"{name}."): text for key, text in values.items() if key.startswith(f"{name}.")}
+    found = Permission(0)
+    for index in range(len(elements)):
+        if str(index) not in elements:
+            largest = max(map(int, elements))
+            raise InvalidOption(
+                f"List indices are not contiguous, saw {len(elements)} elements but {largest} largest index"
+            )
+        text = elements[str(index)]
+        if text not in PERMISSIONS:
+            raise InvalidOption(f"Parameter '{name}.{index}' does not accept value '{text}'")
+        found |= PERMISSIONS[text]
+    return found
 
 
 def _configured(options: FilterOptions) -> Iterator[Rule]:

@@ -12,7 +12,8 @@ from enum import IntFlag
 from diskwright.errors import InvalidImage, InvalidOption
 from diskwright.hookspecs import FilterOptions
 from diskwright.node import Bytes, Lockable, Node, Permission
-from diskwright.passing import ZERO_CHUNK, Passing
+from diskwright.passing import Passing
+from diskwright.zeroing import write_zero_bytes
 
 SUPER = struct.Struct("<QQQI")
 """magic, version, number of entries, sector size"""
@@ -96,9 +97,7 @@ class Blklogwrites(Passing):
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Zeros are written and logged as what they are: data."""
-        zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
-        for done in range(0, length, ZERO_CHUNK):
-            self.write_at(offset + done, zeros[: length - done])
+        write_zero_bytes(self.write_at, offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         """Below, then in the log; only whole sectors."""

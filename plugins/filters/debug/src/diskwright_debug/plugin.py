@@ -40,6 +40,8 @@ class BlkdebugDriver:
             *(Option(name, OptionType.SIZE, "Limit of requests", strong=True) for name in LIMITS),
             *_rule("inject-error", INJECT_KEYS),
             *_rule("set-state", STATE_KEYS),
+            Option("take-child-perms.*", OptionType.STRING, "Something more that is said to be done to the image"),
+            Option("unshare-child-perms.*", OptionType.STRING, "Something that others may not do to the image"),
         ]
 
     @hookimpl

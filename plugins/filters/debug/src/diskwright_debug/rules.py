@@ -29,6 +29,14 @@ _EVENT_NAMES = """
     pwritev_rmw_tail pwritev_rmw_after_tail empty_image_prepare cor_write
 """
 EVENTS = frozenset(_EVENT_NAMES.split())
+_NO_REQUEST_NAMES = """
+    cluster_alloc cluster_alloc_bytes cluster_alloc_space cluster_free cow_read cow_write empty_image_prepare
+    l1_grow_alloc_table l1_grow_activate_table l2_alloc_cow_read l2_alloc_write l2_update_compressed reftable_grow
+    refblock_alloc refblock_alloc_hookup refblock_alloc_switch_table refblock_alloc_write refblock_alloc_write_blocks
+    refblock_alloc_write_table
+"""
+NO_REQUEST = frozenset(_NO_REQUEST_NAMES.split())
+"""Steps that are no request by themselves: what follows them is announced separately, or is guest data."""
 DEFAULT_TYPES = frozenset({"read", "write", "write-zeroes", "discard", "flush"})
 TYPES = DEFAULT_TYPES | {"block-status"}
 SECTIONS = {"inject-error": INJECT_KEYS, "set-state": STATE_KEYS}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from diskwright.errors import InvalidOption, NodeIOError
 from diskwright.hookspecs import ProtocolOptions
 from diskwright.node import Buffer, Bytes, Node, Permission
+from diskwright.zeroing import write_zero_bytes
 
 from .locks import ImageLocks
 from .sparse import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED, ZERO_RANGE, fallocate
@@ -19,13 +20,13 @@ from .sparse import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED, ZERO_RANGE, fallocate
 if TYPE_CHECKING:
     from .direct import DirectIO
 
-ZERO_CHUNK = 1 << 20
-"""Bytes of zeros written at a time."""
 FIRST_BLOCK = 4096
 WRITE_THROUGH = ("writethrough", "directsync")
 """Cache modes in which a write is on disk when it returns."""
-DIRECT = ("none", "directsync")
+DIRECT = ("none", "directsync", "direct-unsafe")
 """Cache modes past the page cache."""
+NEVER_FLUSHED = ("unsafe", "direct-unsafe")
+"""Cache modes in which nothing is forced to disk."""
 
 
 def open_flags(options: ProtocolOptions) -> int:
@@ -34,7 +35,7 @@ def open_flags(options: ProtocolOptions) -> int:
     :raises InvalidOption: a cache mode that is not known here.
     """
     flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_RDWR if options.writable else os.O_RDONLY)
-    if options.cache not in ("writeback", "writethrough", "none", "directsync", "unsafe"):
+    if options.cache not in ("writeback", *WRITE_THROUGH, *DIRECT, *NEVER_FLUSHED):
         raise InvalidOption(f"Invalid cache option: {options.cache}")
     return flags | (os.O_DSYNC if options.cache in WRITE_THROUGH else 0)
 
@@ -99,7 +100,7 @@ class FileNode(Node):
         self.read_only = not options.writable
         self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._write_through = options.cache in WRITE_THROUGH
-        self._ignore_flush = options.cache == "unsafe"
+        self._ignore_flush = options.cache in NEVER_FLUSHED
         self._flush_error: OSError | None = None
         # Set after each change and taken back before each flush: what a flush may have missed is not forgotten.
         self._unflushed = True
@@ -238,12 +239,7 @@ class FileNode(Node):
         return fallocate(self._fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
     def _write_zero_bytes(self, offset: int, length: int) -> None:
-        zeros = memoryview(bytes(min(length, ZERO_CHUNK)))
-        while length:
-            part = zeros[: min(length, ZERO_CHUNK)]
-            self.write_at(offset, part)
-            offset += len(part)
-            length -= len(part)
+        write_zero_bytes(self.write_at, offset, length)
 
     def _settle(self) -> None:
         """O_DSYNC covers plain writes only."""

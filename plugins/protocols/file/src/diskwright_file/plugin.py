@@ -42,10 +42,14 @@ class FileDriver:
 
     @hookimpl
     def runtime_options(self) -> Sequence[Option]:
-        """How the file is locked; the rest is about event loops and helper processes, and changes nothing here."""
+        """How the file is locked; the rest is about event loops and helper processes, and changes nothing here.
+
+        Requests are made by threads. The one maintained package for the kernel's queues, caio, reads into memory of its
+        own that is not aligned, which fails past the page cache, where these queues would be of use.
+        """
         return [
             Option("locking", OptionType.STRING, "Whether to lock the file (auto, on, off)", choices=LOCKING),
-            Option("aio", OptionType.STRING, "How QEMU would do I/O (threads, native, io_uring)", choices=AIO),
+            Option("aio", OptionType.STRING, "Accepted; threads do all I/O (threads, native, io_uring)", choices=AIO),
             Option("aio-max-batch", OptionType.NUMBER, "Most requests that QEMU would submit at once"),
             Option("pr-manager", OptionType.STRING, "Persistent reservations, which are for running machines only"),
             Option("drop-cache", OptionType.BOOL, "Drop the page cache when a machine moves away"),
