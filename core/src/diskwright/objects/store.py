@@ -53,12 +53,10 @@ class ObjectStore:
         :raises InvalidOption: it is malformed, of an unknown type, or has the id of an object that is there already.
         """
         values = _from_json(text) if text.startswith("{") else _from_options(text)
-        for name in ("qom-type", "id"):
-            if name not in values:
-                raise InvalidOption(f"Parameter '{name}' is missing")
-        kind, id = values.pop("qom-type"), values.pop("id")
+        kind = _taken(values, "qom-type")
         if kind not in KINDS:
             raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'")
+        id = _taken(values, "id")
         if not _IDENTIFIER.fullmatch(id):
             raise InvalidOption(
                 "Parameter 'id' expects an identifier",
@@ -88,6 +86,12 @@ class ObjectStore:
         except LookupError:
             raise ImageError(f"No secret with id '{id}'") from None
         return content
+
+
+def _taken(values: dict[str, str], name: str) -> str:
+    if name not in values:
+        raise InvalidOption(f"Parameter '{name}' is missing")
+    return values.pop(name)
 
 
 def _from_options(text: str) -> dict[str, str]:
