@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from diskwright.testing.samples import make_samples
-from diskwright.testing.sidebyside import Ended, Ours, ours, real
+from diskwright.testing.sidebyside import Ended, Pair, ours
 
 LINES = [line for line in Path(__file__).with_name("mistakes.txt").read_text().splitlines() if line[:1] != "#"]
 
@@ -67,37 +66,6 @@ BETTER = {
 """Where ours differs, and why. Each of these lines must differ: what no longer does is to be taken out."""
 
 REASONS = {line: reason for reason, lines in BETTER.items() for line in lines}
-
-
-class Pair:
-    """Two folders with the same images, one for each program."""
-
-    def __init__(self, samples: Path, scratch: Path, runner: Ours) -> None:
-        self.samples, self.scratch, self.runner = samples, scratch, runner
-        self.expected = _state(samples)
-        self.folders = [scratch / "real", scratch / "ours"]
-
-    def run(self, line: str) -> tuple[Ended, Ended]:
-        """How both end; what they change is made up for."""
-        for folder in self.folders:
-            self._restore(folder)
-        theirs, mine = self.folders
-        return real(line, theirs), self.runner(line, mine)
-
-    def _restore(self, folder: Path) -> None:
-        """Copy again what has changed, and remove what is new."""
-        folder.mkdir(exist_ok=True)
-        (folder / "dir").mkdir(exist_ok=True)
-        found = _state(folder)
-        for name in found.keys() - self.expected.keys():
-            (folder / name).unlink()
-        for name, state in self.expected.items():
-            if found.get(name) != state:
-                shutil.copy2(self.samples / name, folder / name)
-
-
-def _state(folder: Path) -> dict[str, tuple[int, int]]:
-    return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")

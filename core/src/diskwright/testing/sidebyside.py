@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -127,3 +128,41 @@ def ours(scratch: Path) -> Iterator[Ours]:
         yield runner
     finally:
         runner.close()
+
+
+class Pair:
+    """Two folders with the same images, one for each program.
+
+    :ivar folders: that of the real one, and ours.
+    """
+
+    def __init__(self, samples: Path, scratch: Path, runner: Ours) -> None:
+        self.samples, self.scratch, self.runner = samples, scratch, runner
+        self.expected = _state(samples)
+        self.folders = [scratch / "real", scratch / "ours"]
+
+    def run(self, line: str | Sequence[str]) -> tuple[Ended, Ended]:
+        """How both end. What former runs have changed is made up for before."""
+        for folder in self.folders:
+            self._restore(folder)
+        theirs, mine = self.folders
+        return real(line, theirs), self.runner(line, mine)
+
+    def changed(self, name: str) -> bool:
+        """Whether a file of that name is not as it was at first, in our folder."""
+        return _state(self.folders[1]).get(name) != self.expected.get(name)
+
+    def _restore(self, folder: Path) -> None:
+        """Copy again what has changed, and remove what is new."""
+        folder.mkdir(exist_ok=True)
+        (folder / "dir").mkdir(exist_ok=True)
+        found = _state(folder)
+        for name in found.keys() - self.expected.keys():
+            (folder / name).unlink()
+        for name, state in self.expected.items():
+            if found.get(name) != state:
+                shutil.copy2(self.samples / name, folder / name)
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
