@@ -138,12 +138,35 @@ def test_what_was_found_is_remembered_until_something_is_installed(
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.setattr(sys, "path", [str(site)])
+    every = len(discovery.GROUPS)
     first = discovery.entry_points("diskwright.formats")
-    assert len(scans) == 3
+    assert len(scans) == every
     assert discovery.entry_points("diskwright.formats") == first == scan("")
-    assert len(scans) == 4
+    assert len(scans) == every + 1
     (site / "new-1.0.dist-info").mkdir()
     discovery.entry_points("diskwright.formats")
-    assert len(scans) == 7
+    assert len(scans) == 2 * every + 1
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert discovery.entry_points("diskwright.protocols") == first
+
+
+def test_further_names_of_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that packages declare, and some that are known without them; messages keep the name that was given."""
+    found = {
+        "diskwright.formats": [discovery.EntryPoint("toy", "diskwright.errors:ImageError")],
+        "diskwright.formats.aliases": [discovery.EntryPoint("plaything", "toy"), discovery.EntryPoint("toy", "other")],
+    }
+    monkeypatch.setattr("diskwright.registry.entry_points", lambda group: found.get(group, []))
+    registry = Registry("diskwright.formats")
+    assert registry.proper_name("plaything") == registry.proper_name("toy") == "toy"
+    assert registry.knows("plaything")
+    assert registry.proper_name("vhd") == "vpc"
+    assert registry.proper_name("ploop") == "parallels"
+    with pytest.raises(UnknownFormat, match="Unknown driver 'vhd'") as caught:
+        registry.load("vhd")
+    assert "pip install diskwright-vpc" in caught.value.hint
+    driver = Probing("toy", b"toy")
+    registry.register("toy", driver)
+    assert registry.load("plaything") is driver
+    assert registry.has("probe", "plaything")
+    assert registry.call("probe", "plaything", head=b"toy", filename="") == [ProbeHit("toy", 100)]

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 FORMAT_GROUP = "diskwright.formats"
 PROTOCOL_GROUP = "diskwright.protocols"
 FILTER_GROUP = "diskwright.filters"
-GROUPS = (FORMAT_GROUP, PROTOCOL_GROUP, FILTER_GROUP)
+DRIVER_GROUPS = (FORMAT_GROUP, PROTOCOL_GROUP, FILTER_GROUP)
 """The entry point groups that drivers are found in."""
-CACHE_VERSION = "2"
+ALIASES = ".aliases"
+"""What the group of further names ends in: there, an entry point's value is the name of the driver that is meant."""
+GROUPS = (*DRIVER_GROUPS, *(group + ALIASES for group in DRIVER_GROUPS))
+CACHE_VERSION = "3"
 
 
 class EntryPoint(NamedTuple):

@@ -130,7 +130,9 @@ def open_format(
     :param created: files by path that the same operation has created and that are not under their names yet.
     :param children: further nodes by role, that the user has named; they stay open too.
     """
-    if format is None:
+    if format is not None:
+        format = context.formats.proper_name(format)
+    else:
         format = probe(context, node)
         if request.writable and _is_guessed(context, node, format):
             node = _guarded(context, node, format)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 READ_ONLY_FORMATS = frozenset({"bochs", "cloop", "dmg", "vvfat"})
 """Formats that images are neither created in nor changed in: to install their drivers would not help."""
 
+ALIASES = {"ploop": "parallels", "vhd": "vpc"}
+"""Further names that formats go by; a package with a driver can declare others."""
+
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Advice for a name that does not exist: the one that looks most like it, empty if none does.

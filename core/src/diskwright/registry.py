@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .discovery import entry_points
+from .discovery import ALIASES, entry_points
 from .errors import ImageError, UnknownFormat, UnsupportedOperation
+from .known import ALIASES as KNOWN_ALIASES
 from .known import did_you_mean
 from .tracing import DRIVER_LOAD
 
@@ -119,17 +120,29 @@ class Registry:
         :raises ImageError: there are several, or it is broken.
         """
         with self._lock:
-            driver = self._drivers.get(name)
+            proper = self.proper_name(name)
+            driver = self._drivers.get(proper)
             if driver is None:
-                driver = self._find(name)
-                self.register(name, driver)
-                DRIVER_LOAD(self.group, name)
+                driver = self._find(proper, name)
+                self.register(proper, driver)
+                DRIVER_LOAD(self.group, proper)
             return driver
 
-    def _find(self, name: str) -> object:
+    def proper_name(self, name: str) -> str:
+        """The name of the driver that a name stands for, which may be one of its other names.
+
+        Images and messages say this one. A driver that has a name itself comes before another one's further name.
+        """
+        if name in self._drivers or any(point.name == name for point in entry_points(self.group)):
+            return name
+        declared = {point.name: point.value for point in entry_points(self.group + ALIASES)}
+        return declared.get(name) or KNOWN_ALIASES.get(name, name)
+
+    def _find(self, name: str, given: str) -> object:
+        """:param given: what the user calls it."""
         found = [point for point in entry_points(self.group) if point.name == name]
         if not found:
-            raise UnknownFormat(self._unknown.format(name), hint=install_hint(name) or self._similar(name))
+            raise UnknownFormat(self._unknown.format(given), hint=install_hint(name) or self._similar(given))
         if len(found) > 1:
             places = " and ".join(point.value for point in found)
             raise ImageError(f"Several installed packages provide the driver '{name}': {places}")
@@ -149,7 +162,8 @@ class Registry:
 
     def knows(self, name: str) -> bool:
         """Whether a driver of that name is installed; it is not loaded."""
-        return name in self._drivers or name in self.installed()
+        proper = self.proper_name(name)
+        return proper in self._drivers or proper in self.installed()
 
     def load_all(self) -> dict[str, object]:
         """All drivers by name. One that is broken is left out, and who names it is told why: it must not take the
@@ -188,7 +202,8 @@ class Registry:
 
     def _caller(self, hook: str, name: str) -> Callable[..., Any]:
         # Made anew for each call: a cached one would let drivers answer that were loaded after it was made.
-        others = [driver for other, driver in self._drivers.items() if other != name]
+        proper = self.proper_name(name)
+        others = [driver for other, driver in self._drivers.items() if other != proper]
         return self.manager.subset_hook_caller(hook, others)
 
     def block_status(self, name: str) -> BlockStatus | None:

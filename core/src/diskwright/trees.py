@@ -38,6 +38,7 @@ class NodeOptions(NamedTuple):
     """What may be said of any node, whatever its driver.
 
     :ivar name: by which other nodes of the same tree may refer to it.
+    :ivar read_only: ``None`` if nothing is said; as is ``force_share``.
     :ivar cache: cache mode, ``None`` if nothing is said.
     :ivar discard: whether the space of what is discarded is to be given back; ``None`` if nothing is said.
     :ivar detect_zeroes: ``off``; ``on``: zeros that are written become zero clusters or holes; ``unmap``: and space is
@@ -45,8 +46,8 @@ class NodeOptions(NamedTuple):
     """
 
     name: str | None = None
-    read_only: bool = False
-    force_share: bool = False
+    read_only: bool | None = None
+    force_share: bool | None = None
     cache: str | None = None
     discard: bool | None = None
     detect_zeroes: str = "off"
@@ -129,8 +130,10 @@ def take_node_options(tree: Tree) -> NodeOptions:
     if zeroes == "unmap" and discard not in ("unmap", "on"):
         raise InvalidOption("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
     read_only, force_share = _take_bool(tree, "read-only"), _take_bool(tree, "force-share")
+    if force_share and read_only is False:
+        raise InvalidOption("force-share=on can only be used with read-only images")
     discards = None if discard is None else discard in ("unmap", "on")
-    return NodeOptions(name, bool(read_only), bool(force_share), _take_cache(tree), discards, zeroes or "off")
+    return NodeOptions(name, read_only, force_share, _take_cache(tree), discards, zeroes or "off")
 
 
 def _take_text(tree: Tree, name: str) -> str | None:
@@ -140,9 +143,10 @@ def _take_text(tree: Tree, name: str) -> str | None:
     return None if value is None else scalar_text(value)
 
 
-def _take_bool(tree: Tree, name: str) -> bool | None:
+def _take_bool(tree: Tree, name: str, prefix: str = "") -> bool | None:
+    """:param prefix: what stands before the name in messages."""
     value = _take_text(tree, name)
-    return None if value is None else parse_bool(name, value)
+    return None if value is None else parse_bool(prefix + name, value)
 
 
 def _take_choice(tree: Tree, name: str, choices: tuple[str, ...], message: str) -> str | None:
@@ -158,8 +162,7 @@ def _take_cache(tree: Tree) -> str | None:
     if not isinstance(cache, dict):
         return None
     del tree["cache"]
-    direct, no_flush = _take_bool(cache, "direct"), _take_bool(cache, "no-flush")
-    writeback = _take_bool(cache, "writeback")
+    direct, no_flush, writeback = (_take_bool(cache, name, "cache.") for name in ("direct", "no-flush", "writeback"))
     if cache:
         tree["cache"] = cache  # the driver may know the rest
     if no_flush:

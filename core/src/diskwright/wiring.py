@@ -34,11 +34,11 @@ MAX_OPTION_FILE = 1 << 20
 def open_tree(context: Context, tree: Tree, format: str | None, request: OpenRequest, role: str | None) -> Image:
     """Open an image that is named by the options of its nodes; the tree is consumed.
 
-    :param format: its format if the tree does not name a driver.
+    :param format: its format, whatever driver the tree names; ``None`` for that one.
     :raises ImageError: it cannot be opened; nothing stays open.
     """
-    if "driver" not in tree and format is not None:
-        tree = {"driver": format, **tree}
+    if format is not None:
+        tree = {**tree, "driver": format}
     return _Wiring(context, role).image(tree, request)
 
 
@@ -104,8 +104,10 @@ class _Wiring:
         common = take_node_options(value)
         if common.read_only and request.writable:
             raise InvalidOption("Block node is read-only")
+        if request.force_share and common.force_share is False:
+            raise InvalidOption("--force-share/-U conflicts with image options")
         request = request._replace(
-            force_share=request.force_share or common.force_share,
+            force_share=request.force_share or bool(common.force_share),
             cache=common.cache or request.cache,
             discard=request.discard if common.discard is None else common.discard,
         )

@@ -47,10 +47,10 @@ def _merge(source: str) -> tuple[str, str]:
 
 def run(args: Namespace, app: App) -> int:
     """Run ``bitmap``."""
-    if len(args.operands) != 2:
-        raise InvalidOption("Expecting filename and bitmap name")
     actions: list[tuple[str, str]] = args.actions or []
     _check(args, {kind for kind, _ in actions})
+    if len(args.operands) != 2:
+        raise InvalidOption("Expecting filename and bitmap name")
     from ..engine.bitmaps import Action, BitmapRequest, change_bitmap
 
     filename, name = args.operands

@@ -43,9 +43,9 @@ def run(args: Namespace, app: App) -> int:
     if not args.operands:
         raise UsageError("Expecting image file name")
     filename, *rest = args.operands
+    size = parse_cli_size(rest[0], "image size") if rest else None
     if len(rest) > 1:
         raise UsageError(f"Unexpected argument: {rest[1]}")
-    size = parse_cli_size(rest[0], "image size") if rest else None
     try:
         _create(args, app, filename, size)
     except ImageError as error:

@@ -55,11 +55,12 @@ def amend_options(context: Context, format: str) -> Sequence[Option]:
 
 def _can_amend(context: Context, format: str) -> bool:
     try:
-        return context.formats.has("amend", format) and context.formats.has("amend_options", format)
+        context.formats.load(format)
     except UnknownFormat as error:
         if format in READ_ONLY_FORMATS:
             return False
         raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
+    return context.formats.has("amend", format) and context.formats.has("amend_options", format)
 
 
 def _values(context: Context, format: str, texts: Sequence[str]) -> dict[str, Any]:

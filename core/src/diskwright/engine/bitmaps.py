@@ -101,7 +101,10 @@ def add(context: Context, image: Image, name: str, granularity: int = 0, *, enab
         raise InvalidOption(f"Bitmap already exists: {name}")
     if not context.formats.has("bitmap_add", image.driver):
         raise InvalidOption(f"Can't store persistent bitmaps to {image.filename}: Operation not supported")
-    context.formats.call("bitmap_add", image.driver, image=image, bitmap=Bitmap(name, granularity, enabled))
+    try:
+        context.formats.call("bitmap_add", image.driver, image=image, bitmap=Bitmap(name, granularity, enabled))
+    except InvalidOption as error:
+        raise error.in_context(f"Can't make bitmap '{name}' persistent in '{image.filename}'") from error
 
 
 def find(context: Context, image: Image, name: str, *, usable: bool = True) -> Bitmap:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, InvalidOption, LockConflict, NodeIOError, UnknownFormat, UnsupportedOperation
+from ..errors import ImageError, InvalidOption, LockConflict, UnknownFormat, UnsupportedOperation
 from ..filenames import FileName, backing_filename, parse_filename
 from ..graph import OpenRequest, attach_backing, open_format
 from ..hookspecs import CreatedNode, CreateOptions
 from ..known import READ_ONLY_FORMATS
 from ..node import SECTOR, Image, Node, Truncatable, all_nodes
 from ..options import Option, formatting_line, merge_declared
+from ..registry import PACKAGES
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -67,6 +68,8 @@ class Creation:
         :param size: virtual size, bytes; rounded up to whole sectors.
         :param values: creation options, typed.
         """
+        format = self.context.formats.proper_name(format)
+        values = _with_proper_backing(self.context, values)
         # What a format declares itself is its own business, what it does not is the protocol's.
         own = {option.name for option in self.context.formats.call("creation_options", format)}
         others = {name: value for name, value in values.items() if name not in own}
@@ -147,7 +150,7 @@ def require_format(context: Context, format: str) -> None:
     try:
         context.formats.load(format)
     except UnknownFormat as error:
-        if format in READ_ONLY_FORMATS:
+        if format in READ_ONLY_FORMATS or context.protocols.knows(format) or context.filters.knows(format):
             raise UnsupportedOperation(f"Format driver '{format}' does not support image creation") from None
         raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
 
@@ -196,12 +199,16 @@ def create(context: Context, request: CreateRequest, announce: Callable[[str], N
     :param announce: called with the ``Formatting`` line right before anything is created.
     :raises ImageError: it cannot be done; nothing has been changed.
     """
+    request = replace(request, format=context.formats.proper_name(request.format))
     declared = declared_options(context, request.format, request.filename)
     values = backing_values(request, declared)
     size = request.size
     if request.backing_file is not None and not request.backing_unsafe:
         backing_size = _check_backing(context, request)
         size = backing_size if size is None else size
+    elif request.backing_file is not None and request.backing_format is None:
+        raise InvalidOption("Backing file specified without backing format")
+    values = _with_proper_backing(context, values)
     if size is not None:
         values["size"] = size
     elif needs_size(context, request.format, values):
@@ -225,28 +232,43 @@ def backing_values(request: CreateRequest, declared: Sequence[Option]) -> dict[s
     """
     values = dict(request.values or {})
     names = {option.name for option in declared}
+    for name, value, what in (
+        ("backing_file", request.backing_file, "Backing file"),
+        ("backing_fmt", request.backing_format, "Backing file format"),
+    ):
+        if value is not None and name not in names:
+            raise InvalidOption(f"{what} not supported for file format '{request.format}'")
+    if request.backing_format is not None:
+        values["backing_fmt"] = request.backing_format
     if request.backing_file is None:
         return values
-    if "backing_file" not in names:
-        raise InvalidOption(f"Backing file not supported for file format '{request.format}'")
     if not request.backing_file:
         raise InvalidOption("Expected backing file name, got empty string")
     if request.backing_file == request.filename:
         raise InvalidOption("Error: Trying to create an image with the same filename as the backing file")
     values["backing_file"] = request.backing_file
-    if request.backing_format is not None:
-        values["backing_fmt"] = request.backing_format
     return values
+
+
+def _with_proper_backing(context: Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the proper name of the backing format, which is what images hold.
+
+    :raises InvalidOption: there is a format but no file, or no such format, installed or not.
+    """
+    format = values.get("backing_fmt")
+    if format is None:
+        return dict(values)
+    if "backing_file" not in values:
+        raise InvalidOption("Backing format cannot be used without backing file")
+    proper = context.formats.proper_name(format)
+    if not context.formats.knows(proper) and proper not in PACKAGES:
+        raise InvalidOption(f"Parameter 'backing-fmt' does not accept value '{format}'")
+    return {**values, "backing_fmt": proper}
 
 
 def _check_backing(context: Context, request: CreateRequest) -> int:
     """Open the backing file to see that it is there, without the key to its data; its size in bytes."""
     name = backing_filename(request.filename, request.backing_file or "")
-    if request.backing_format is not None:
-        try:
-            context.formats.load(request.backing_format)
-        except UnknownFormat as error:
-            raise UnknownFormat(f"Unknown backing file format '{request.backing_format}'", hint=error.hint) from None
     try:
         # Its size is all that is wanted: an encrypted one needs no secret for that.
         with context.open(name, request.backing_format, force_share=True, describe_only=True) as backing:
@@ -254,7 +276,7 @@ def _check_backing(context: Context, request: CreateRequest) -> int:
     except ImageError as error:
         # The plain reason, once: opening has already said which file it is about.
         cause = error.__cause__
-        text = str(cause) if isinstance(cause, NodeIOError) else str(error)
+        text = str(cause) if isinstance(cause, ImageError) else str(error)
         raise ImageError(text, hint="Could not open backing image.") from error
     if request.backing_format is None:
         raise InvalidOption("Backing file specified without backing format", hint=f"Detected format of {detected}.")

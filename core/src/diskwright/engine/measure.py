@@ -44,7 +44,12 @@ def measure(context: Context, request: MeasureRequest) -> Measurement:
     :raises UnsupportedOperation: the format cannot tell.
     :raises ImageError: the source cannot be read, or the options do not fit.
     """
-    values = parse_options(declared_options(context, request.format, "any"), request.options)
+    declared = declared_options(context, request.format, "any")
+    try:
+        values = parse_options(declared, request.options)
+    except InvalidOption as error:
+        told = f"Invalid options for file format '{request.format}'"
+        raise InvalidOption(told, before=str(error), hint=error.hint) from error
     values.pop("size", None)
     if not context.formats.has("measure", request.format):
         raise UnsupportedOperation(f"Block driver '{request.format}' does not support size measurement")

@@ -71,7 +71,7 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
                 disk.driver,
                 image=disk,
                 backing_file=request.backing_file or None,
-                backing_format=request.backing_format if request.backing_file else None,
+                backing_format=_proper_format(context, request) if request.backing_file else None,
             )
         except ImageError as error:
             raise error.in_context(f"Could not change the backing file to '{request.backing_file}'") from error
@@ -88,6 +88,10 @@ def _require_known_format(context: Context, request: RebaseRequest) -> None:
             context.formats.load(request.backing_format)
         except UnknownFormat as error:
             raise UnknownFormat(f"Invalid format name: '{request.backing_format}'", hint=error.hint) from None
+
+
+def _proper_format(context: Context, request: RebaseRequest) -> str | None:
+    return None if request.backing_format is None else context.formats.proper_name(request.backing_format)
 
 
 def _keep_content(context: Context, top: Image, request: RebaseRequest, progress: Progress) -> None:

@@ -34,15 +34,13 @@ class ObjectStore:
         from .kinds import FOR_MACHINES, KINDS
 
         values = _from_json(text) if text.startswith("{") else _from_options(text)
-        for name in ("qom-type", "id"):
-            if name not in values:
-                raise InvalidOption(f"Parameter '{name}' is missing")
-        kind, id = values.pop("qom-type"), values.pop("id")
+        kind = _taken(values, "qom-type")
         if kind in FOR_MACHINES:
             raise InvalidOption(f"invalid object type: {kind}")
         if kind not in KINDS:
             hint = did_you_mean(kind, KINDS)
             raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'", hint=hint)
+        id = _taken(values, "id")
         require_values(KINDS[kind].fields, values)
         if not _IDENTIFIER.fullmatch(id):
             raise InvalidOption(
@@ -74,6 +72,12 @@ class ObjectStore:
             raise ImageError(f"No secret with id '{id}'")
         content: bytes = value.reveal()
         return content
+
+
+def _taken(values: dict[str, str], name: str) -> str:
+    if name not in values:
+        raise InvalidOption(f"Parameter '{name}' is missing")
+    return values.pop(name)
 
 
 def _from_options(text: str) -> dict[str, str]:

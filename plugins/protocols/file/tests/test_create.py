@@ -172,8 +172,10 @@ def test_names_that_cannot_be(tmp_path: Path) -> None:
         created("a\0b")
     with pytest.raises(NodeIOError, match="File name too long$"):
         created(tmp_path / ("x" * 300))
-    with pytest.raises(InvalidOption, match="to be a regular file$"):
+    with pytest.raises(NodeIOError, match="Is a directory$"):
         created(tmp_path)
+    with pytest.raises(NodeIOError, match="^Could not create '': No such file or directory$"):
+        created("")
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(InvalidOption, match="to be a regular file$"):

@@ -283,8 +283,11 @@ class Header:
 
 def _read_fields(reader: BoundedReader) -> dict[str, Any]:
     """All header fields by name; those a version 2 header lacks have the values that it implies."""
-    if reader.bytes(0, 4, "header") != layout.MAGIC:
+    size = reader.node.size
+    if size < len(layout.MAGIC) or reader.bytes(0, len(layout.MAGIC), "header") != layout.MAGIC:
         raise InvalidImage("Image is not in qcow2 format")
+    if size < layout.HEADER.sizeof():
+        raise InvalidImage("qcow2 header too short")
     fields: dict[str, Any] = vars(reader.structure(layout.HEADER, 0, "header"))
     if fields["version"] not in layout.VERSIONS:
         raise UnsupportedFeature(f"Unsupported qcow2 version {fields['version']}")

@@ -10,7 +10,7 @@ import struct
 import sys
 from contextlib import suppress
 
-from diskwright.errors import InvalidOption, NodeIOError
+from diskwright.errors import InvalidOption, NodeIOError, io_error
 from diskwright.hookspecs import CreatedNode, ProtocolOptions
 from diskwright.node import SECTOR, Permission
 
@@ -24,6 +24,7 @@ CREATING = (Permission.WRITE | Permission.RESIZE, Permission.ALL & ~Permission.R
 # linux/fs.h; the structure is struct fsxattr.
 _FS_IOC_GETFLAGS, _FS_IOC_SETFLAGS, _FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
 _FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR, _FS_XFLAG_EXTSIZE = 0x801C581F, 0x401C5820, 0x00000800
+MAX_EXTENT_SIZE_HINT = 2**32 - 1
 _FSXATTR = struct.Struct("=5I8s")
 
 
@@ -35,6 +36,8 @@ def create(filename: str, options: ProtocolOptions) -> OverwrittenFile:
     :raises LockConflict: another process uses the existing file.
     """
     _require_known_preallocation(options)
+    if options.values.get("extent_size_hint", 0) > MAX_EXTENT_SIZE_HINT:
+        raise InvalidOption("Extent size hint is too large")
     path = _resolve(filename)
     try:
         fd = os.open(path, open_flags(options) | os.O_RDWR | os.O_CREAT | os.O_EXCL, NEW_FILE_MODE)
@@ -68,6 +71,8 @@ def create_on_device(filename: str, options: ProtocolOptions) -> OverwrittenFile
 
 def _resolve(filename: str) -> str:
     """The path without links: what is replaced is the file itself, never a link to it."""
+    if not filename:
+        raise io_error("Could not create ''", errno.ENOENT)
     try:
         return os.path.realpath(filename)
     except (OSError, ValueError):
@@ -77,6 +82,8 @@ def _resolve(filename: str) -> str:
 
 def _open_for_creation(filename: str, options: ProtocolOptions, *, devices: bool = False) -> int:
     status = status_of(filename, "create")
+    if stat.S_ISDIR(status.st_mode):
+        raise io_error(f"Could not create '{filename}'", errno.EISDIR)
     if stat.S_ISREG(status.st_mode) and devices:
         raise InvalidOption(f"'host_device' driver requires '{filename}' to be either a character or block device")
     writable = ProtocolOptions(True, options.values, options.explicit, options.cache)
@@ -87,7 +94,7 @@ def _open_for_creation(filename: str, options: ProtocolOptions, *, devices: bool
 
 
 def _create_over(path: str, filename: str, options: ProtocolOptions) -> OverwrittenFile:
-    fd = _open_for_creation(path, options)
+    fd = _open_for_creation(filename, options)
     former = FileNode(fd, filename, options)
     try:
         # Whoever uses the file in a way that forbids to change it is noticed before anything changes.

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from diskwright.errors import InvalidOption, NodeIOError
+from diskwright.errors import InvalidOption, NodeIOError, io_error
 from diskwright.hookspecs import ProtocolOptions
 from diskwright.node import Buffer, Bytes, Node, Permission
 from diskwright.zeroing import write_zero_bytes
@@ -48,9 +48,14 @@ def open_existing(
     :raises NodeIOError: the system refuses.
     :raises InvalidOption: it is a directory, FIFO, socket or another thing that is not asked for.
     """
+    if not filename:
+        raise InvalidOption("The 'file' block driver requires a file name")
     flags = open_flags(options)
     # Opening alone has effects on some devices and on FIFOs, so the kind is looked at before, and for sure after.
-    _require_kind(filename, status_of(filename), regular_files, character_devices)
+    status = status_of(filename)
+    if options.writable and stat.S_ISDIR(status.st_mode):
+        raise io_error(f"Could not open '{filename}'", errno.EISDIR)
+    _require_kind(filename, status, regular_files, character_devices)
     try:
         fd = os.open(filename, flags)
     except OSError as error:

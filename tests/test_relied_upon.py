@@ -1,0 +1,130 @@
+"""What programs that drive qemu-img rely on: forms of command lines, texts in messages, and quiet where all is well."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diskwright.testing.samples import make_samples
+from diskwright.testing.sidebyside import Pair, ours
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """The images, made once."""
+    scratch = tmp_path_factory.mktemp("relied")
+    make_samples(scratch / "samples")
+    with ours(scratch) as runner:
+        yield Pair(scratch / "samples", scratch, runner)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "info a.qcow2 --output json",
+        "create x 16384K -f qcow2",
+        "create -f qcow2 -o cluster_size=4k -o lazy_refcounts=on x 1M",
+        "create -f qcow2 -o size=16384K x",
+        "resize a.qcow2 2M --shrink",
+        "map a.qcow2 --output=json -U",
+        "snapshot s.qcow2 -l",
+        "convert a.qcow2 x -O raw -f qcow2",
+        "check a.qcow2 --output=json -f qcow2",
+    ],
+)
+def test_forms_of_command_lines(line: str, pair: Pair) -> None:
+    """Options behind operands, repeated lists, sizes inside them; nothing is said on stderr."""
+    theirs, mine = pair.run(line)
+    assert theirs.code == mine.code == 0
+    assert mine.err == theirs.err == ""
+    if "info" not in line:  # which tells what the file system knows
+        assert mine.out == theirs.out
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("info -f qcow2 a.raw", "Image is not in qcow2 format"),
+        ("info -f qcow2 empty", "Image is not in qcow2 format"),
+        (
+            "convert --object secret,id=s,data=no --image-opts driver=luks,file.filename=l.luks,key-secret=s x",
+            "Invalid password",
+        ),
+        ("resize a.qcow2 512k", "--shrink"),
+    ],
+)
+def test_texts(line: str, text: str, pair: Pair) -> None:
+    """They are there, and all the rest is as the real one has it."""
+    theirs, mine = pair.run(line)
+    assert (theirs.code, theirs.err) == (mine.code, mine.err)
+    assert text in mine.err
+
+
+def test_a_mismatch_is_told_with_its_sector(pair: Pair) -> None:
+    theirs, mine = pair.run("compare a.qcow2 c.qcow2")
+    assert theirs.out == mine.out
+    assert mine.out.startswith("Content mismatch at offset ")
+
+
+def test_version_by_the_name_of_qemu_img(tmp_path: Path) -> None:
+    with ours(tmp_path) as runner:
+        first, _ = runner("--version", tmp_path).out.splitlines()
+    assert first.startswith("qemu-img version 10.")
+
+
+class TestUnderLimits:
+    """1 GiB of address space and 30 seconds of processor time are enough for every command."""
+
+    @pytest.fixture
+    def limited(self, tmp_path: Path, cli: Callable[..., Any]) -> Callable[[str], Any]:
+        """Run a command line, which must succeed."""
+
+        def restrict() -> None:
+            resource.setrlimit(resource.RLIMIT_AS, (GIB, GIB))
+            resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
+
+        def run(line: str) -> Any:
+            return cli(*line.split(), code=0, cwd=tmp_path, preexec_fn=restrict)
+
+        return run
+
+    def test_all_commands(self, limited: Callable[[str], Any], tmp_path: Path) -> None:
+        """On images of 1 TiB with some data, with as many threads as can be asked for."""
+        (tmp_path / "r.raw").write_bytes(os.urandom(1 << 20) * 4 + bytes(4 << 20))
+        secret = "--object secret,id=s0,data=hush"
+        for line in (
+            "create -q -f qcow2 big.qcow2 1T",
+            "create -q -f qcow2 -b big.qcow2 -F qcow2 o.qcow2",
+            "bench -q -w -c 500 -d 64 -s 64k o.qcow2",
+            "bench -t none -n -c 50 -f raw r.raw",
+            "snapshot -c s1 o.qcow2",
+            "snapshot -a s1 o.qcow2",
+            "snapshot -d s1 o.qcow2",
+            "bitmap --add o.qcow2 b0",
+            "bitmap --remove o.qcow2 b0",
+            "info --output=json --backing-chain o.qcow2",
+            "map --output=json o.qcow2",
+            "measure -O qcow2 o.qcow2",
+            "check -r all o.qcow2",
+            "compare o.qcow2 o.qcow2",
+            "commit -q o.qcow2",
+            "rebase -b big.qcow2 -F qcow2 o.qcow2",
+            "amend -o refcount_bits=32 o.qcow2",
+            "resize -q o.qcow2 2T",
+            "dd -O qcow2 if=r.raw of=d.qcow2 bs=64k count=9",
+            "convert -c -m 16 -W -O qcow2 r.raw z.qcow2",
+            "convert -c -m 16 -O qcow2 -o compression_type=zstd,cluster_size=2M r.raw zs.qcow2",
+            "convert -m 16 zs.qcow2 back.raw",
+            f"convert {secret} -m 16 -O luks -o key-secret=s0,iter-time=10 r.raw l.luks",
+            f"convert {secret} -m 16 --image-opts driver=luks,file.filename=l.luks,key-secret=s0 plain.raw",
+        ):
+            limited(line)
+        for name in ("back.raw", "plain.raw"):
+            assert (tmp_path / name).read_bytes() == (tmp_path / "r.raw").read_bytes()
