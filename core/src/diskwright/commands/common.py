@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..arguments import UsageError
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 _CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
 
 
-def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    """``--output human|json``; read it with :func:`wants_json`."""
-    parser.add_argument("--output", metavar="FORMAT", default="human", help="how to print: human (default) or json")
+def add_output_argument(parser: argparse.ArgumentParser, forms: str = "human (default) or json") -> None:
+    """``--output``; read it with :func:`wants_json`, or :func:`output_form` where there are more forms than two."""
+    parser.add_argument("--output", metavar="FORMAT", default="human", help=f"how to print: {forms}")
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +115,18 @@ def wants_json(args: argparse.Namespace) -> bool:
 
     :raises InvalidOption: something else than the two forms was.
     """
-    if args.output not in ("human", "json"):
-        raise UsageError(f"--output expects 'human' or 'json' not '{args.output}'")
-    return bool(args.output == "json")
+    return output_form(args, ("human", "json")) == "json"
+
+
+def output_form(args: argparse.Namespace, forms: Sequence[str]) -> str:
+    """The form that was asked for with ``--output``.
+
+    :raises UsageError: it is none of those that there are.
+    """
+    form = str(args.output)
+    if form not in forms:
+        raise UsageError(f"--output expects 'human' or 'json' not '{form}'")
+    return form
 
 
 def single_operand(args: argparse.Namespace) -> str:
