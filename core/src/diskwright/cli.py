@@ -142,8 +142,12 @@ def _report(app: App, failure: BaseException) -> int:
     if isinstance(failure, BrokenPipeError) and not isinstance(failure, ImageError):
         _silence_stdout()
         return 128 + signal.SIGPIPE
-    if not isinstance(failure, ImageError | MemoryError | OSError) or os.environ.get(TRACEBACK_VARIABLE):
+    if not isinstance(failure, ImageError | MemoryError | OSError):
         raise failure
+    if os.environ.get(TRACEBACK_VARIABLE):
+        import traceback
+
+        app.err.lines("".join(traceback.format_exception(failure)).rstrip("\n"))
     try:
         app.out.flush()
     except OSError:

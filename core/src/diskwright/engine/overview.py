@@ -44,8 +44,8 @@ class Overview:
     :ivar start: guest offset of the first cell, bytes.
     :ivar length: bytes of the range; the last cell may be shorter than the others.
     :ivar cell: bytes of each cell, a multiple of 512.
-    :ivar bytes: array of integers with the axes cell, content (:class:`Content`), depth (below :data:`DEPTHS`): how many
-        bytes of each cell are what.
+    :ivar bytes: array of integers with the axes cell, content (:class:`Content`) and depth (below :data:`DEPTHS`): how
+        many bytes of each cell are what.
     :ivar layers: names of the layers, top first.
     """
 

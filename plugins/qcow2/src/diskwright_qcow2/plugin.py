@@ -21,7 +21,12 @@ _FIRST_VERSION = 2
 
 
 class Qcow2Driver:
-    """QEMU copy-on-write images, versions 2 and 3."""
+    """QEMU copy-on-write images, versions 2 and 3.
+
+    :cvar data_roles: a data file holds nothing but guest data.
+    """
+
+    data_roles = ("data-file",)
 
     @hookimpl
     def probe(self, head: bytes, filename: str) -> ProbeHit | None:
