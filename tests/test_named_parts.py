@@ -19,7 +19,9 @@ def test_a_description_does_not_open_the_data_file(tmp_path: Path, inside: Calla
     tree = f"driver=qcow2,file.filename={image},data-file.filename={tmp_path / 'nosuch'}"
     described = inside("info", "--output=json", "--image-opts", tree, code=0)
     assert [child["name"] for child in json.loads(described.out)["children"]] == ["file"]
-    assert described.out == qemu_img("info", "--output=json", "--image-opts", tree).stdout
+    real = qemu_img("info", "--output=json", "--image-opts", tree).stdout
+    if '"children"' in real:  # since 8.0
+        assert described.out == real
     assert inside("map", "--image-opts", tree).code == 1
 
 

@@ -89,6 +89,13 @@ class OpenOptions:
     warn: Callable[[str], None] = say_nothing
 
 
+class GuestRange(NamedTuple):
+    """Guest bytes that stand verbatim in the file of an image: offset on the disk and length, bytes."""
+
+    offset: int
+    length: int
+
+
 @dataclass(frozen=True)
 class CreateOptions:
     """What ``create`` of a format is told.
@@ -161,6 +168,21 @@ class FormatSpecs(Protocol):
 
         :returns: True.
         :raises InvalidOption: options contradict each other or are out of the format's range.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def stream(
+        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]]
+    ) -> Iterable[bytes | GuestRange]:
+        """The file of a new image with data in it, from its first byte to its last, for targets that cannot seek.
+
+        :param size: virtual size, bytes, a multiple of 512.
+        :param values: creation options, typed.
+        :param ranges: the guest ranges that hold data, (offset, length) in bytes, in order; the rest reads as zeros.
+        :returns: the format's own bytes and ranges of the disk, in the order of the file, produced lazily; ranges are
+            long where possible, and in guest order.
+        :raises InvalidOption: no image can have that size, or these options.
         """
         raise NotImplementedError
 

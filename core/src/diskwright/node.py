@@ -174,6 +174,25 @@ class Truncatable(Protocol):
 
 
 @runtime_checkable
+class Appending(Protocol):
+    """A node whose bytes are written one behind the other, from the first to the last, and never read.
+
+    :ivar leaves_holes: whether zeros cost less than data.
+    """
+
+    leaves_holes: bool
+
+    def append(self, data: Bytes) -> None:
+        """Write all of ``data`` behind what was written before.
+
+        :raises BrokenPipeError: nobody wants more.
+        """
+
+    def append_zeroes(self, length: int) -> None:
+        """Let so many zero bytes follow."""
+
+
+@runtime_checkable
 class Zeroing(Protocol):
     """A node that can make a range read as zeros without being sent zeros."""
 

@@ -13,6 +13,7 @@ from ..trees import OptionString
 
 if TYPE_CHECKING:
     from ..cli import App
+    from ..render.printer import Printer
     from ..render.progress import Progress
 
 _CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
@@ -62,17 +63,18 @@ def add_progress_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def progress_of(args: argparse.Namespace, app: App, step: float = 1.0) -> Progress:
+def progress_of(args: argparse.Namespace, app: App, step: float = 1.0, out: Printer | None = None) -> Progress:
     """What shows the progress of a command with ``-p``, and perhaps ``-q``, as it was asked for.
 
     :param step: percent by which it must have moved to be shown again to scripts.
+    :param out: where to show it if not on standard output.
     :raises UsageError: it was to be shown in a form that does not exist.
     """
     from ..render.progress import Progress
 
     if args.progress not in (None, "text", "json"):
         raise UsageError(f"--progress expects 'text' or 'json' not '{args.progress}'")
-    return Progress(app.out, app.err, shown=None if args.quiet else args.progress, step=step)
+    return Progress(out or app.out, app.err, shown=None if args.quiet else args.progress, step=step)
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diskwright.errors import InvalidOption
 from diskwright.extent import Extent, ExtentTable
 from diskwright.facts import Measurement
-from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
+from diskwright.hookspecs import CreateOptions, GuestRange, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import SECTOR, Image, Node, Truncatable
 from diskwright.options import Option, OptionType
 
@@ -74,6 +74,11 @@ class RawDriver:
         elif target.size < options.size:
             raise InvalidOption(f"'{options.filename}' has {target.size} bytes and cannot be made larger")
         return True
+
+    @hookimpl
+    def stream(self, size: int) -> Iterable[bytes | GuestRange]:
+        """The disk is the file."""
+        return [GuestRange(0, size)] if size else []
 
 
 def _own(image: Image) -> RawImage:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from diskwright.errors import UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable
 from diskwright.facts import CheckResult
-from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
+from diskwright.hookspecs import CreateOptions, GuestRange, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
 
@@ -59,3 +59,12 @@ class VdiDriver:
         from .layout import create
 
         return create(target, options)
+
+    @hookimpl
+    def stream(
+        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]]
+    ) -> Iterable[bytes | GuestRange]:
+        """Header, block map, and the blocks with data in the order of the disk."""
+        from .layout import stream
+
+        return stream(size, values, ranges)
