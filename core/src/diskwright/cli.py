@@ -47,6 +47,9 @@ COMMANDS = {
 
 QEMU_IMG = "qemu-img"
 
+UNTRUSTED = "untrusted"
+"""The policy that commands with an option of this name apply then."""
+
 COMPATIBLE_VERSION = "10.0.2"
 """The version of QEMU whose options and messages are followed; told to programs that look for a minimum."""
 
@@ -227,7 +230,7 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
     except SystemExit:  # --help has been printed
         return 0
     options.operands += operands
-    app.policies = options.policies
+    app.policies = options.policies + ([UNTRUSTED] if getattr(options, "untrusted", False) else [])
     try:
         for text in options.objects:
             app.context.objects.add(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from .errors import ImageError
@@ -72,6 +73,30 @@ class Measurement:
     required: int
     fully_allocated: int
     bitmaps: int | None = None
+
+
+class Severity(StrEnum):
+    """How much a finding matters to somebody who has an image from a stranger."""
+
+    NOTE = "note"
+    """good to know; nothing bad by itself"""
+    WARNING = "warning"
+    """may harm whoever uses the image without care"""
+    DANGER = "danger"
+    """reaches for something outside of the image, or is broken"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is odd about an image.
+
+    :ivar id: what kind of finding it is, for programs: words with hyphens between them.
+    :ivar message: a line for people; what comes from the image is printable in it (:func:`.scrutiny.shown`).
+    """
+
+    severity: Severity
+    id: str
+    message: str
 
 
 @dataclass

@@ -19,7 +19,7 @@ import pluggy
 from . import discovery
 from .errors import ImageError
 from .extent import Extent, ExtentTable
-from .facts import Bitmap, CheckResult, Description, Measurement, Snapshot
+from .facts import Bitmap, CheckResult, Description, Finding, Measurement, Snapshot
 from .node import Image, Node
 from .options import Option
 
@@ -228,6 +228,18 @@ class FormatSpecs(Protocol):
     @hookspec(firstresult=True)
     def describe(self, image: Image) -> Description:
         """The facts that ``info`` shows; reads metadata of the image itself only."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def findings(self, image: Image) -> Iterable[Finding]:
+        """What somebody should know who has the image from a stranger, as far as only the format can tell.
+
+        The core reports by itself: the backing file, encryption, how many snapshots and bitmaps there are, what
+        ``check`` finds, and sizes that do not fit together. Reads metadata of the image itself only.
+
+        :param image: as for ``describe``.
+        :raises InvalidImage: what is looked at breaks the format.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

@@ -1,6 +1,11 @@
 """Describe an image: format, sizes, backing file, snapshots and the format's own facts. Its data is not read.
 
+With --untrusted, for an image from a stranger, nothing but its one file is opened, within limits of memory and time,
+and everything odd about it is listed. Exit code then: 0 nothing worse than notes, 1 the file cannot be read, 3 the image
+is not safe.
+
 Examples:
+  diskwright info --untrusted from-a-stranger.qcow2
   diskwright info disk.qcow2
   diskwright info --output json --backing-chain disk.qcow2
 """
@@ -10,10 +15,13 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from ..errors import InvalidOption
 from .common import add_output_argument, add_source_arguments, single_operand, wants_json
 
 if TYPE_CHECKING:
     from ..cli import App
+
+EXIT_SAFE, EXIT_NOT_SAFE = 0, 3
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,6 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_source_arguments(parser)
     add_output_argument(parser)
     parser.add_argument("-b", "--backing-chain", action="store_true", help="describe all layers of the backing chain")
+    parser.add_argument("--untrusted", action="store_true", help="look for everything odd in an image from a stranger")
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the image")
 
 
@@ -31,6 +40,10 @@ def run(args: Namespace, app: App) -> int:
 
     as_json = wants_json(args)
     filename = single_operand(args)
+    if args.untrusted:
+        if args.backing_chain:
+            raise InvalidOption("--untrusted opens one file only: it does not go with --backing-chain")
+        return _examine(app, filename, args, as_json=as_json)
     if args.backing_chain:
         layers = inspect_chain(app.context, filename, args.format, force_share=args.force_share)
     else:
@@ -47,3 +60,18 @@ def run(args: Namespace, app: App) -> int:
         for line in info_lines(info):
             app.out.line(line)
     return 0
+
+
+def _examine(app: App, filename: str, args: Namespace, *, as_json: bool) -> int:
+    from ..engine.untrusted import examine
+    from ..render.findings import finding_lines, findings_object
+
+    found = examine(app.context, filename, args.format, force_share=args.force_share)
+    if as_json:
+        from ..render.json_text import json_text
+
+        app.out.write(json_text(findings_object(found)) + "\n")
+    else:
+        for line in finding_lines(found):
+            app.out.line(line)
+    return EXIT_SAFE if found.is_safe else EXIT_NOT_SAFE

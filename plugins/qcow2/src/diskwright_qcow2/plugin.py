@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskwright.facts import Bitmap, CheckResult, Description, Measurement, Snapshot
+from diskwright.facts import Bitmap, CheckResult, Description, Finding, Measurement, Snapshot
 from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ class Qcow2Driver:
     @hookimpl
     def describe(self, image: Qcow2Image) -> Description:
         return image.describe()
+
+    @hookimpl
+    def findings(self, image: Qcow2Image) -> Iterable[Finding]:
+        from .findings import findings
+
+        return findings(image)
 
     @hookimpl
     def snapshot_list(self, image: Qcow2Image) -> Sequence[Snapshot]:

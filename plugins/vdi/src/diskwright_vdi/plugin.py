@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diskwright.errors import UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable
-from diskwright.facts import CheckResult
+from diskwright.facts import CheckResult, Finding
 from diskwright.hookspecs import CreateOptions, GuestRange, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
@@ -44,6 +44,11 @@ class VdiDriver:
         if repair is not None:
             raise UnsupportedOperation("This image format does not support checks")
         return image.check()
+
+    @hookimpl
+    def findings(self, image: VdiImage) -> Iterable[Finding]:
+        """Data behind the last block, and flags nobody knows."""
+        return image.findings()
 
     @hookimpl
     def creation_options(self) -> Sequence[Option]:
