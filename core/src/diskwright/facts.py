@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -27,6 +27,41 @@ class Snapshot:
     vm_clock_nsec: int
     vm_state_size: int
     icount: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests to a node should look like; sizes in bytes, ``None`` where there is no limit worth telling.
+
+    :ivar request_alignment: offset and length of each request are multiples of it.
+    :ivar max_iov: most parts of memory in one request.
+    :ivar min_mem_alignment: that memory has to have; ``opt_mem_alignment`` is the one that it should have.
+    :ivar discard_alignment: what is discarded should be multiples of it; ``write_zeroes_alignment`` for zeros.
+    """
+
+    request_alignment: int = 1
+    max_iov: int = 1024
+    min_mem_alignment: int = 1
+    opt_mem_alignment: int = 4096
+    max_discard: int | None = None
+    discard_alignment: int | None = None
+    max_write_zeroes: int | None = None
+    write_zeroes_alignment: int | None = None
+    opt_transfer: int | None = None
+    max_transfer: int | None = None
+
+    def over(self, below: Limits) -> Limits:
+        """Those of a node that stands on another one with limits of its own. How its requests are aligned is each node's
+        own business: it makes fitting ones of them.
+        """
+        return replace(
+            self,
+            max_iov=min(self.max_iov, below.max_iov),
+            min_mem_alignment=max(self.min_mem_alignment, below.min_mem_alignment),
+            opt_mem_alignment=max(self.opt_mem_alignment, below.opt_mem_alignment),
+            opt_transfer=max(self.opt_transfer or 0, below.opt_transfer or 0) or None,
+            max_transfer=min((size for size in (self.max_transfer, below.max_transfer) if size), default=None),
+        )
 
 
 @dataclass(frozen=True)

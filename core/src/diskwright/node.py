@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import reduce
 from typing import Protocol, Self, TypeAlias, runtime_checkable
 
 from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
+from .facts import Limits
 
 Buffer: TypeAlias = bytearray | memoryview
 """Something writable that :meth:`Node.read_into` fills."""
@@ -110,6 +112,14 @@ class Node(ABC):
     def allocated_size(self) -> int | None:
         """Bytes that the node takes where it is stored, ``None`` if that cannot be known."""
         return None
+
+    def own_limits(self) -> Limits:
+        """What requests to this node should look like, apart from what the nodes below it want."""
+        return Limits()
+
+    def limits(self) -> Limits:
+        """What requests to this node should look like."""
+        return reduce(Limits.over, (child.limits() for child in self.children().values()), self.own_limits())
 
     def new_reads_zero(self) -> bool:
         """Whether a node just created reads as zeros everywhere, so that zeros need not be written."""

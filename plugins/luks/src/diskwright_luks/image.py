@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedOperation, io_error
 from diskwright.extent import Extent, Flag, Kind
-from diskwright.facts import Description, Finding, Severity
+from diskwright.facts import Description, Finding, Limits, Severity
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import (
     SECTOR,
@@ -251,6 +251,10 @@ class LuksImage(WritableImage):
         """The facts of the header."""
         unit = self.file.cluster_size if isinstance(self.file, Image) else None
         return Description(specific=self.header.facts(detached=self.detached), cluster_size=unit)
+
+    def own_limits(self) -> Limits:
+        """Whole sectors."""
+        return Limits(SECTOR)
 
     def findings(self) -> Iterator[Finding]:
         """What is odd about a volume from a stranger."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from diskwright.blocks import MAX_CHANGED, BlockMap, repeated
 from diskwright.bounded import BoundedReader
 from diskwright.extent import NO_OFFSET, ExtentTable, Flag, Kind, tabulate_blocks
-from diskwright.facts import CheckResult, Finding, Severity
+from diskwright.facts import CheckResult, Finding, Limits, Severity
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node, Placement, Writable, WritableImage
 
@@ -146,6 +146,10 @@ class VdiImage(WritableImage):
         if allocated != self.header.blocks_allocated:
             result.error(f"ERROR: allocated blocks mismatch, is {allocated}, should be {self.header.blocks_allocated}")
         return result
+
+    def own_limits(self) -> Limits:
+        """Whole sectors."""
+        return Limits(SECTOR_SIZE)
 
     def findings(self) -> Iterator[Finding]:
         """What is odd about an image from a stranger."""
