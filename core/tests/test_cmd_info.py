@@ -280,7 +280,7 @@ def test_limits(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "diskwright", "info", *arguments, str(image)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    assert "imits" not in info()
+    assert "Block limits" not in info()
     assert "Block limits:\n    write zeroes alignment: 65536\n    request alignment: 1\n" in info("--limits")
     facts = json.loads(info("--limits", "-t", "none", "--output=json"))
     assert facts["limits"]["discard-alignment"] == 65536

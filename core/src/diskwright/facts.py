@@ -51,8 +51,9 @@ class Limits:
     max_transfer: int | None = None
 
     def over(self, below: Limits) -> Limits:
-        """Those of a node that stands on another one with limits of its own. How its requests are aligned is each node's
-        own business: it makes fitting ones of them.
+        """Those of a node that stands on another one with limits of its own.
+
+        How its requests are aligned is each node's own business: it makes fitting ones of them.
         """
         return replace(
             self,

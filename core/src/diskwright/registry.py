@@ -173,6 +173,7 @@ class Registry:
         :raises UnsupportedOperation: the driver does not implement it.
         """
         if not self.has(hook, name):
+            self.load(name)  # one that is not installed is what there is to say
             raise UnsupportedOperation(f"Driver '{name}' does not support {hook.replace('_', ' ')}")
         return self._caller(hook, name)(**arguments)
 
