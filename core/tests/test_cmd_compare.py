@@ -170,3 +170,13 @@ def test_verdicts_are_those_of_the_real_one(tmp_path: Path) -> None:
             check=False,
         )
         assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)
+
+
+def test_exit_code_with_a_traceback(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for tracebacks still learns what kind of failure it was."""
+    world.add("a", (Kind.DATA, 512, 0))
+    monkeypatch.setenv("DISKWRIGHT_TRACEBACK", "1")
+    code, out, err = world.run("compare", "a", "nosuch")
+    assert (code, out) == (2, "")
+    assert err.startswith("Traceback ")
+    assert err.splitlines()[-1].startswith("qemu-img: Could not open 'nosuch'")

@@ -269,3 +269,22 @@ def test_describing_loads_no_numpy(tmp_path: Path) -> None:
         f"assert main(['info', '-f', 'raw', {str(path)!r}]) == 0; assert 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_limits(tmp_path: Path) -> None:
+    """Only if asked for, of the image and of its file; past the page cache the file wants whole blocks."""
+    image = tmp_path / "image.qcow2"
+    subprocess.run([sys.executable, "-m", "diskwright", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+
+    def info(*arguments: str) -> str:
+        command = [sys.executable, "-m", "diskwright", "info", *arguments, str(image)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "Block limits" not in info()
+    assert "Block limits:\n    write zeroes alignment: 65536\n    request alignment: 1\n" in info("--limits")
+    facts = json.loads(info("--limits", "-t", "none", "--output=json"))
+    assert facts["limits"]["discard-alignment"] == 65536
+    below = facts["children"][0]["info"]["limits"]
+    assert below.keys() == {"request-alignment", "max-iov", "min-mem-alignment", "opt-mem-alignment"}
+    assert below["request-alignment"] in (512, 4096)
+    assert json.loads(info("--limits", "--backing-chain", "--output=json"))[0]["limits"]["request-alignment"] == 1

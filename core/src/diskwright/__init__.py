@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from .api import create_snapshot as create_snapshot
     from .api import delete_snapshot as delete_snapshot
     from .api import describe as describe
+    from .api import examine as examine
     from .api import extent_tables as extent_tables
     from .api import extents as extents
+    from .api import map_svg as map_svg
     from .api import measure as measure
     from .api import open as open  # noqa: A004  it is what the library is about
+    from .api import overview as overview
     from .api import rebase as rebase
     from .api import resize as resize
     from .api import snapshot_view as snapshot_view
@@ -64,10 +67,13 @@ _HOMES = {
     "create_snapshot": "api",
     "delete_snapshot": "api",
     "describe": "api",
+    "examine": "api",
     "extent_tables": "api",
     "extents": "api",
+    "map_svg": "api",
     "measure": "api",
     "open": "api",
+    "overview": "api",
     "rebase": "api",
     "resize": "api",
     "snapshot_view": "api",

@@ -15,6 +15,8 @@ from .sizes import parse_size
 
 if TYPE_CHECKING:
     from .engine.compare import Comparison
+    from .engine.overview import Overview
+    from .engine.untrusted import Examined
     from .facts import Bitmap, CheckResult, Description, Measurement, Snapshot
 
 Name: TypeAlias = str | os.PathLike[str]
@@ -346,6 +348,37 @@ def snapshots(image: Image, *, context: Context | None = None) -> Sequence[Snaps
     """
     result: Sequence[Snapshot] = (context or default_context()).formats.call("snapshot_list", image.driver, image=image)
     return result
+
+
+def examine(filename: Name, format: str | None = None, *, context: Context | None = None) -> Examined:
+    """Look at an image from a stranger: describe and check it, and list what is odd about it.
+
+    Nothing but its one file is opened. Limits on memory and time are for the command only: they are of the process.
+
+    :returns: ``info``, ``findings`` and ``is_safe``; also for files that are no sound image.
+    :raises ImageError: the file cannot be opened or read.
+    """
+    from .engine.untrusted import examine as run
+
+    return run(context or default_context(), os.fspath(filename), format)
+
+
+def overview(image: Image, cells: int = 2048, offset: int = 0, length: int | None = None) -> Overview:
+    """How much of each part of a disk is data, compressed, zeros or not there, and in which layer.
+
+    :param cells: most parts to cut the disk, or the range, into.
+    :param length: bytes; up to the end of the disk if None.
+    """
+    from .engine.overview import overview as run
+
+    return run(image, cells, offset, length)
+
+
+def map_svg(image: Image, offset: int = 0, length: int | None = None) -> str:
+    """A picture of where the data of a disk, or of a range of it, is: SVG that needs nothing else."""
+    from .render.map_svg import CELLS, svg_lines
+
+    return "\n".join(svg_lines(overview(image, CELLS, offset, length), image.filename)) + "\n"
 
 
 def extents(image: Image, offset: int = 0, length: int | None = None) -> Iterator[Extent]:

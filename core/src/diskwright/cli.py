@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 QEMU_IMG = "qemu-img"
 
+UNTRUSTED = "untrusted"
+"""The policy that commands with an option of this name apply then."""
+
 TRACEBACK_VARIABLE = "DISKWRIGHT_TRACEBACK"
 """Environment variable: if set, expected errors show their traceback too."""
 
@@ -124,8 +127,12 @@ def _report(app: App, failure: BaseException) -> int:
     if isinstance(failure, BrokenPipeError) and not isinstance(failure, ImageError):
         _silence_stdout()
         return 128 + signal.SIGPIPE
-    if not isinstance(failure, ImageError | MemoryError | OSError) or os.environ.get(TRACEBACK_VARIABLE):
+    if not isinstance(failure, ImageError | MemoryError | OSError):
         raise failure
+    if os.environ.get(TRACEBACK_VARIABLE):
+        import traceback
+
+        app.err.lines("".join(traceback.format_exception(failure)).rstrip("\n"))
     try:
         app.out.flush()
     except OSError:
@@ -189,7 +196,7 @@ def _run(app: App, name: str, arguments: list[str]) -> int:
     except SystemExit:  # --help has been printed
         return 0
     options.operands += operands
-    app.policies = options.policies
+    app.policies = options.policies + ([UNTRUSTED] if getattr(options, "untrusted", False) else [])
     try:
         for text in options.objects:
             if _printed_object_help(app, text):

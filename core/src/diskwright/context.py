@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,12 @@ class Context:
         self.filters = Registry("diskwright.filters")
         self.gate = Gate(self.protocols, ambient_policy().narrowed(policy or Policy()))
         self.objects = ObjectStore()
+
+    def narrowed(self, policy: Policy) -> Context:
+        """The same drivers and objects, under what this context and another policy allow."""
+        other = copy(self)
+        other.gate = Gate(self.protocols, self.gate.policy.narrowed(policy))
+        return other
 
     def open(
         self,

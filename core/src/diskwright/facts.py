@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 from .errors import ImageError
@@ -25,6 +26,40 @@ class Snapshot(NamedTuple):
     vm_clock_nsec: int
     vm_state_size: int
     icount: int | None = None
+
+
+class Limits(NamedTuple):
+    """What requests to a node should look like; sizes in bytes, ``None`` where there is no limit worth telling.
+
+    :ivar request_alignment: offset and length of each request are multiples of it.
+    :ivar max_iov: most parts of memory in one request.
+    :ivar min_mem_alignment: that memory has to have; ``opt_mem_alignment`` is the one that it should have.
+    :ivar discard_alignment: what is discarded should be multiples of it; ``write_zeroes_alignment`` for zeros.
+    """
+
+    request_alignment: int = 1
+    max_iov: int = 1024
+    min_mem_alignment: int = 1
+    opt_mem_alignment: int = 4096
+    max_discard: int | None = None
+    discard_alignment: int | None = None
+    max_write_zeroes: int | None = None
+    write_zeroes_alignment: int | None = None
+    opt_transfer: int | None = None
+    max_transfer: int | None = None
+
+    def over(self, below: Limits) -> Limits:
+        """Those of a node that stands on another one with limits of its own.
+
+        How its requests are aligned is each node's own business: it makes fitting ones of them.
+        """
+        return self._replace(
+            max_iov=min(self.max_iov, below.max_iov),
+            min_mem_alignment=max(self.min_mem_alignment, below.min_mem_alignment),
+            opt_mem_alignment=max(self.opt_mem_alignment, below.opt_mem_alignment),
+            opt_transfer=max(self.opt_transfer or 0, below.opt_transfer or 0) or None,
+            max_transfer=min((size for size in (self.max_transfer, below.max_transfer) if size), default=None),
+        )
 
 
 class Description(NamedTuple):
@@ -68,6 +103,29 @@ class Measurement(NamedTuple):
     required: int
     fully_allocated: int
     bitmaps: int | None = None
+
+
+class Severity(StrEnum):
+    """How much a finding matters to somebody who has an image from a stranger."""
+
+    NOTE = "note"
+    """good to know; nothing bad by itself"""
+    WARNING = "warning"
+    """may harm whoever uses the image without care"""
+    DANGER = "danger"
+    """reaches for something outside of the image, or is broken"""
+
+
+class Finding(NamedTuple):
+    """Something that is odd about an image.
+
+    :ivar id: what kind of finding it is, for programs: words with hyphens between them.
+    :ivar message: a line for people; what comes from the image is printable in it (:func:`.scrutiny.shown`).
+    """
+
+    severity: Severity
+    id: str
+    message: str
 
 
 @dataclass(repr=False)

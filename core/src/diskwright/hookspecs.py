@@ -19,7 +19,7 @@ import pluggy
 from . import discovery
 from .errors import ImageError
 from .extent import Extent, ExtentTable
-from .facts import Bitmap, CheckResult, Description, Measurement, Snapshot
+from .facts import Bitmap, CheckResult, Description, Finding, Measurement, Snapshot
 from .node import Image, Node
 from .options import Option
 from .tracing import Event
@@ -87,6 +87,13 @@ class OpenOptions(NamedTuple):
     children: Mapping[str, Node] = MappingProxyType({})
     discard: bool = False
     warn: Callable[[str], None] = say_nothing
+
+
+class GuestRange(NamedTuple):
+    """Guest bytes that stand verbatim in the file of an image: offset on the disk and length, bytes."""
+
+    offset: int
+    length: int
 
 
 class CreateOptions(NamedTuple):
@@ -173,6 +180,21 @@ class FormatSpecs(Protocol):
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def stream(
+        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]]
+    ) -> Iterable[bytes | GuestRange]:
+        """The file of a new image with data in it, from its first byte to its last, for targets that cannot seek.
+
+        :param size: virtual size, bytes, a multiple of 512.
+        :param values: creation options, typed.
+        :param ranges: the guest ranges that hold data, (offset, length) in bytes, in order; the rest reads as zeros.
+        :returns: the format's own bytes and ranges of the disk, in the order of the file, produced lazily; ranges are
+            long where possible, and in guest order.
+        :raises InvalidOption: no image can have that size, or these options.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def needs_size(self, values: Mapping[str, Any]) -> bool:
         """Whether an image with these creation options has a size of its own; without this hook each image has.
 
@@ -214,6 +236,18 @@ class FormatSpecs(Protocol):
     @hookspec(firstresult=True)
     def describe(self, image: Image) -> Description:
         """The facts that ``info`` shows; reads metadata of the image itself only."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def findings(self, image: Image) -> Iterable[Finding]:
+        """What somebody should know who has the image from a stranger, as far as only the format can tell.
+
+        The core reports by itself: the backing file, encryption, how many snapshots and bitmaps there are, what
+        ``check`` finds, and sizes that do not fit together. Reads metadata of the image itself only.
+
+        :param image: as for ``describe``.
+        :raises InvalidImage: what is looked at breaks the format.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

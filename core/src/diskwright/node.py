@@ -11,11 +11,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from enum import IntFlag
+from functools import reduce
 from typing import NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
 
 from .buffers import is_zero
 from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
+from .facts import Limits
 
 Buffer: TypeAlias = bytearray | memoryview
 """Something writable that :meth:`Node.read_into` fills."""
@@ -114,6 +116,14 @@ class Node(ABC):
         """Bytes that the node takes where it is stored, ``None`` if that cannot be known."""
         return None
 
+    def own_limits(self) -> Limits:
+        """What requests to this node should look like, apart from what the nodes below it want."""
+        return Limits()
+
+    def limits(self) -> Limits:
+        """What requests to this node should look like."""
+        return reduce(Limits.over, (child.limits() for child in self.children().values()), self.own_limits())
+
     def new_reads_zero(self) -> bool:
         """Whether a node just created reads as zeros everywhere, so that zeros need not be written."""
         return False
@@ -175,6 +185,25 @@ class Truncatable(Protocol):
         :param preallocation: how space for the new part is reserved: ``off``, ``metadata``, ``falloc`` or ``full``.
         :raises InvalidOption: the node does not know that mode.
         """
+
+
+@runtime_checkable
+class Appending(Protocol):
+    """A node whose bytes are written one behind the other, from the first to the last, and never read.
+
+    :ivar leaves_holes: whether zeros cost less than data.
+    """
+
+    leaves_holes: bool
+
+    def append(self, data: Bytes) -> None:
+        """Write all of ``data`` behind what was written before.
+
+        :raises BrokenPipeError: nobody wants more.
+        """
+
+    def append_zeroes(self, length: int) -> None:
+        """Let so many zero bytes follow."""
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from .errors import InvalidOption, UnsupportedOperation
 from .extent import Extent, ExtentTable, Kind
 from .node import (
+    SECTOR,
     Buffer,
     Bytes,
     Image,
@@ -53,8 +54,8 @@ class Passing(WritableImage):
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return self.below.size
+        """Bytes, whole sectors: a last sector that a file holds in part ends in zeros."""
+        return self.below.size + -self.below.size % SECTOR
 
     def children(self) -> dict[str, Node]:
         return {self.role: self.below}
@@ -72,8 +73,16 @@ class Passing(WritableImage):
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent | ExtentTable]:
         """The map of the node below; what is to be watched is read by :meth:`read_encoded`."""
-        found = self.below.extents(offset, length)
+        end = self.size if length is None else offset + length
+        found = self._extents_below(offset, end)
         return map(self._watched, found) if self.watches_reads else found
+
+    def _extents_below(self, offset: int, end: int) -> Iterator[Extent | ExtentTable]:
+        inside = max(offset, min(end, self.below.size))
+        if inside > offset:
+            yield from self.below.extents(offset, inside - offset)
+        if end > inside:
+            yield Extent(inside, end - inside, Kind.ZERO, self.below, inside)
 
     def _watched(self, item: Extent | ExtentTable) -> Extent | ExtentTable:
         if isinstance(item, Extent):

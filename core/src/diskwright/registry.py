@@ -197,6 +197,7 @@ class Registry:
         """
         self.load(name)
         if not self.has(hook, name):
+            self.load(name)  # one that is not installed is what there is to say
             raise UnsupportedOperation(f"Driver '{name}' does not support {hook.replace('_', ' ')}")
         return self._caller(hook, name)(**arguments)
 

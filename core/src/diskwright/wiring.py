@@ -187,6 +187,9 @@ class _Wiring:
         for role in self.context.formats.call("child_roles", format):
             if role not in tree:
                 continue
+            if request.describe_only and role in getattr(self.context.formats.load(format), "data_roles", ()):
+                tree.pop(role)  # nothing of what it holds is asked for
+                continue
             node = self._child(tree.pop(role), request, undo, protocol=True)
             if isinstance(node, Lockable):
                 node.set_permissions(*format_permissions(self.context, format, request))

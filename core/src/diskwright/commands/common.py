@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..arguments import UsageError
@@ -12,20 +13,25 @@ from ..trees import OptionString
 
 if TYPE_CHECKING:
     from ..cli import App
+    from ..render.printer import Printer
     from ..render.progress import Progress
 
 OUTPUT_FORMATS = ("human", "json")
 CACHE_MODES = {mode: mode for mode in ("none", "directsync", "writeback", "unsafe", "writethrough")} | {"off": "none"}
 
 
-def add_output_argument(parser: argparse.ArgumentParser) -> None:
-    """``--output human|json``; read it with :func:`wants_json`."""
+def add_output_argument(parser: argparse.ArgumentParser, forms: Sequence[str] = OUTPUT_FORMATS) -> None:
+    """``--output``; read it with :func:`wants_json`, or :func:`output_form` where there are more forms than two.
+
+    :param forms: those there are, the default one first.
+    """
+    default, *others, last = forms
     parser.add_argument(
         "--output",
         metavar="FORMAT",
-        choices=OUTPUT_FORMATS,
-        default="human",
-        help="how to print: human (default) or json",
+        choices=forms,
+        default=default,
+        help=f"how to print: {', '.join([f'{default} (default)', *others])} or {last}",
     )
 
 
@@ -69,17 +75,18 @@ def add_progress_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def progress_of(args: argparse.Namespace, app: App, step: float = 1.0) -> Progress:
+def progress_of(args: argparse.Namespace, app: App, step: float = 1.0, out: Printer | None = None) -> Progress:
     """What shows the progress of a command with ``-p``, and perhaps ``-q``, as it was asked for.
 
     :param step: percent by which it must have moved to be shown again to scripts.
+    :param out: where to show it if not on standard output.
     :raises UsageError: it was to be shown in a form that does not exist.
     """
     from ..render.progress import Progress
 
     if args.progress not in (None, "text", "json"):
         raise UsageError(f"--progress expects 'text' or 'json' not '{args.progress}'")
-    return Progress(app.out, app.err, shown=None if args.quiet else args.progress, step=step)
+    return Progress(out or app.out, app.err, shown=None if args.quiet else args.progress, step=step)
 
 
 def add_cache_argument(parser: argparse.ArgumentParser) -> None:
@@ -127,9 +134,18 @@ def wants_json(args: argparse.Namespace) -> bool:
 
     :raises InvalidOption: something else than the two forms was.
     """
-    if args.output not in OUTPUT_FORMATS:
-        raise UsageError(f"--output expects 'human' or 'json' not '{args.output}'")
-    return bool(args.output == "json")
+    return output_form(args, OUTPUT_FORMATS) == "json"
+
+
+def output_form(args: argparse.Namespace, forms: Sequence[str]) -> str:
+    """The form that was asked for with ``--output``.
+
+    :raises UsageError: it is none of those that there are.
+    """
+    form = str(args.output)
+    if form not in forms:
+        raise UsageError(f"--output expects 'human' or 'json' not '{form}'")
+    return form
 
 
 def single_operand(args: argparse.Namespace) -> str:

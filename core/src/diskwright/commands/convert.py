@@ -1,10 +1,12 @@
 """Copy images into a new one, in any format.
 
-Several sources are put one behind the other. The target is created, unless -n says that it exists.
+Several sources are put one behind the other. The target is created, unless -n says that it exists. The target "-" is
+standard output, for formats that can be written from the first byte to the last; a file of that name is "./-".
 
 Examples:
   diskwright convert -p -O qcow2 disk.img disk.qcow2
   diskwright convert -c -O qcow2 -o compression_type=zstd disk.img small.qcow2
+  diskwright convert disk.qcow2 - | zstd > disk.raw.zst
   diskwright convert -n -O raw disk.qcow2 /dev/vg/disk
 """
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from ..cli import App
     from ..engine.convert import ConvertRequest
 
+STANDARD_OUTPUT = "stdout:"
+"""The name that "-" is short for."""
 MAX_SPARSE_SIZE = 16 << 20
 MAX_PARALLEL = 16
 
@@ -121,7 +125,9 @@ def run(args: Namespace, app: App) -> int:
     if format is not None:
         require_format(app.context, format)
     request = _request(args, format)
-    with progress_of(args, app) as progress:
+    # Nothing but the image may be on standard output then.
+    shown_on = app.err if request.target == STANDARD_OUTPUT else app.out
+    with progress_of(args, app, out=shown_on) as progress:
         convert(app.context, request, progress.update)
     return 0
 
@@ -130,6 +136,10 @@ def _request(args: Namespace, format: str | None) -> ConvertRequest:
     from ..engine.convert import ConvertRequest
 
     *sources, target = args.operands
+    if target == "-" and not args.target_image_opts:
+        if args.no_create:
+            raise InvalidOption("Standard output is no existing image: it does not go with -n")
+        target = STANDARD_OUTPUT
     return ConvertRequest(
         sources=[image_name(args, source, args.source_format) for source in sources],
         target=OptionString(target) if args.target_image_opts else target,

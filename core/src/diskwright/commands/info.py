@@ -1,6 +1,11 @@
 """Describe an image: format, sizes, backing file, snapshots and the format's own facts. Its data is not read.
 
+With --untrusted, for an image from a stranger, nothing but its one file is opened, within limits of memory and time,
+and everything odd about it is listed. Exit code then: 0 nothing worse than notes, 1 the file cannot be read, 3 the
+image is not safe.
+
 Examples:
+  diskwright info --untrusted from-a-stranger.qcow2
   diskwright info disk.qcow2
   diskwright info --output json --backing-chain disk.qcow2
 """
@@ -8,12 +13,15 @@ Examples:
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .common import add_output_argument, add_source_arguments, single_operand, wants_json
+from ..errors import InvalidOption
+from .common import add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
 
 if TYPE_CHECKING:
     from ..cli import App
+
+EXIT_SAFE, EXIT_NOT_SAFE = 0, 3
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -21,6 +29,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_source_arguments(parser)
     add_output_argument(parser)
     parser.add_argument("-b", "--backing-chain", action="store_true", help="describe all layers of the backing chain")
+    parser.add_argument("--limits", action="store_true", help="also tell what requests should look like")
+    parser.add_argument(
+        "-t",
+        "--cache",
+        metavar="MODE",
+        default="writeback",
+        help="cache mode for --limits (default: writeback)",
+    )
+    parser.add_argument("--untrusted", action="store_true", help="look for everything odd in an image from a stranger")
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the image")
 
 
@@ -31,10 +48,19 @@ def run(args: Namespace, app: App) -> int:
 
     as_json = wants_json(args)
     filename = single_operand(args)
+    how: dict[str, Any] = {
+        "force_share": args.force_share,
+        "limits": args.limits,
+        "cache": cache_mode(args.cache, "cache"),
+    }
+    if args.untrusted:
+        if args.backing_chain or args.limits:
+            raise InvalidOption("--untrusted looks at one file only: no --backing-chain and no --limits with it")
+        return _examine(app, filename, args, as_json=as_json)
     if args.backing_chain:
-        layers = inspect_chain(app.context, filename, args.format, force_share=args.force_share)
+        layers = inspect_chain(app.context, filename, args.format, **how)
     else:
-        layers = [inspect(app.context, filename, args.format, force_share=args.force_share)]
+        layers = [inspect(app.context, filename, args.format, **how)]
     if as_json:
         from ..render.json_text import json_text
 
@@ -47,3 +73,18 @@ def run(args: Namespace, app: App) -> int:
         for line in info_lines(info):
             app.out.line(line)
     return 0
+
+
+def _examine(app: App, filename: str, args: Namespace, *, as_json: bool) -> int:
+    from ..engine.untrusted import examine
+    from ..render.findings import finding_lines, findings_object
+
+    found = examine(app.context, filename, args.format, force_share=args.force_share)
+    if as_json:
+        from ..render.json_text import json_text
+
+        app.out.write(json_text(findings_object(found)) + "\n")
+    else:
+        for line in finding_lines(found):
+            app.out.line(line)
+    return EXIT_SAFE if found.is_safe else EXIT_NOT_SAFE

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation, reason_of
 from ..facts import Bitmap
-from ..node import Compressing, Image, Node
+from ..filenames import parse_filename
+from ..node import Appending, Compressing, Image, Node
 from ..options import parse_options
 from .bitmaps import copy_bitmap, to_copy
 from .copy import CopyOptions, Progress, copy, no_progress
 from .creation import CreateRequest, Creation, backing_values, declared_options, needs_size, require_unused
 from .snapshots import view
+from .streaming import Stream, StreamOptions, data_ranges
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -74,7 +76,9 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
     with ExitStack() as stack:
         sources = [stack.enter_context(_open_source(context, name, request)) for name in request.sources]
         run = _Conversion(context, request, sources, progress)
-        if request.create:
+        if request.create and _is_sequential(context, request.target):
+            run.into_stream(values)
+        elif request.create:
             run.into_new(values)
         else:
             target = context.open(
@@ -86,6 +90,11 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
             )
             stack.enter_context(target)
             run.into_existing(target)
+
+
+def _is_sequential(context: Context, target: str) -> bool:
+    """Whether the target is something that can only be written from its first byte to its last."""
+    return bool(getattr(context.protocols.load(parse_filename(target).protocol), "sequential", False))
 
 
 def _require_single_source(request: ConvertRequest) -> None:
@@ -170,6 +179,32 @@ class _Conversion:
             target = creation.opened(node, name, format)
             zeroed = target.new_reads_zero()
             self._copy(target, self._options(target, zeroed=zeroed, shared=target.backing is not None))
+
+    def into_stream(self, values: Mapping[str, Any]) -> None:
+        """Write a new image from its first byte to its last.
+
+        :param values: its creation options.
+        :raises UnsupportedOperation: the format cannot be written so.
+        """
+        request, format = self.request, self.request.format or "raw"
+        self._require_bitmaps(format)
+        if request.compress:
+            raise UnsupportedOperation("Compression not supported for this file format")
+        if not self.context.formats.has("stream", format):
+            raise UnsupportedOperation(
+                f"Format driver '{format}' cannot write to a stream: it has to go back in the file"
+            )
+        self.context.gate.policy.require_format(format, writable=True)
+        with Creation(self.context, request.cache) as creation:
+            sink = creation.file(parse_filename(request.target), {})
+            require_unused(sink, self.images)
+            if not isinstance(sink, Appending):
+                raise UnsupportedOperation(f"'{request.target}' cannot be written one byte behind the other")
+            ranges = data_ranges(self.sources)
+            layout = self.context.formats.call("stream", format, size=self.size, values=values, ranges=ranges)
+            salvage = self._warn_of_loss if request.salvage else None
+            options = StreamOptions(request.sparse_size, request.parallel, request.rate, salvage)
+            Stream(layout, self.sources, sink, options).run(self.progress)
 
     def into_existing(self, target: Image) -> None:
         """Convert into an image that is open for writing; what it held is lost."""

@@ -9,18 +9,16 @@ luck; the data itself is written side by side.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..errors import ImageError, NodeIOError, UnsupportedOperation
+from ..errors import ImageError, UnsupportedOperation
 from ..node import (
     SECTOR,
     AlwaysCompressing,
     Compressing,
     Image,
-    Node,
     WritableImage,
     read_extent,
     write_placed,
@@ -33,6 +31,7 @@ from .plan import Piece, Task, amount, pieces_of, plan
 from .pool import Turnstile, Workers, worker_count
 from .ranges import Range, aligned, difference, intersection, joined
 from .rate import RateLimit
+from .reading import Salvage, failing, failing_map, read_sectors
 from .zeros import nonzero_runs
 
 CELL = 2 << 20
@@ -45,10 +44,6 @@ REPORT_STEP = 2 << 20
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes of data done and those there are (zeros take no time), by several threads but one at a time."""
-
-
-Salvage: TypeAlias = Callable[[int, int, Exception], None]
-"""Called with offset and length of what cannot be read, bytes, and the reason; by several threads."""
 
 
 def no_progress(done: int, total: int) -> None:
@@ -130,7 +125,7 @@ class _Copy:
 
     def run(self) -> None:
         if self.progress is not no_progress:
-            with _failing_map():
+            with failing_map():
                 self.amount = amount(self.sources, self.options)
         COPY_BEGIN(self.target.filename, self.cell, self.workers.count)
         self.workers.run(self._work)
@@ -149,7 +144,7 @@ class _Copy:
     def _next_task(self) -> Task | None:
         with self.tasks_lock:
             self.workers.check()
-            with _failing_map():
+            with failing_map():
                 return next(self.tasks, None)
 
     def _report(self, task: Task) -> None:
@@ -165,7 +160,7 @@ class _Copy:
         start, end = task.pieces[0].offset, task.pieces[-1].end
         if end - start > self.cell or (self.options.sparse_size and all(p.extent is None for p in task.pieces)):
             COPY_ZEROS(start, end - start)
-            with self.turnstile.turn(task.number), _failing("writing", start):
+            with self.turnstile.turn(task.number), failing("writing", start):
                 for piece in task.pieces:
                     make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
             return
@@ -177,13 +172,13 @@ class _Copy:
         wanted = list(joined((piece.offset - cell_start, piece.end - cell_start) for piece in task.pieces))
         self._read(task.pieces, cell_start, view)
         if self.explicit and self.target.cluster_size:
-            with _failing("reading", start):
+            with failing("reading", start):
                 wanted = self._fill_clusters(wanted, self.target.cluster_size, cell_start, view)
         data, zeros = self._sort_out(wanted, view)
         if COPY_CELL.enabled:
             COPY_CELL(cell_start, len(view), *(sum(last - first for first, last in part) for part in (data, zeros)))
         self._wait_for_turn(sum(last - first for first, last in data))
-        with _failing("writing", start):
+        with failing("writing", start):
             if self.compressor is not None:
                 self._write_compressed(self.compressor, task.number, cell_start, data, buffer, len(view))
             else:
@@ -197,7 +192,7 @@ class _Copy:
             return False  # what a cluster has besides would have to be read
         data = [piece for piece in task.pieces if piece.extent is not None]
         self._wait_for_turn(sum(piece.length for piece in data))
-        with _failing("writing", task.pieces[0].offset):
+        with failing("writing", task.pieces[0].offset):
             if not all(map(self._offload_piece, data)):
                 return False
             with self.turnstile.turn(task.number):
@@ -238,26 +233,13 @@ class _Copy:
                 try:
                     read_extent(layer, extent, part)
                 except (OSError, ImageError):
-                    with _failing("reading", offset):
+                    with failing("reading", offset):
                         if self.options.salvage is None:
                             raise
-                        self._salvage(layer, piece, part, self.options.salvage)
+                        read_sectors(piece, part, self.options.salvage)
             position = last
         if position < len(view):
             view[position:] = bytes(len(view) - position)
-
-    def _salvage(self, layer: Node, piece: Piece, buffer: memoryview, report: Salvage) -> None:
-        """Read a piece sector by sector; what cannot be read becomes zeros."""
-        for start in range(0, piece.length, SECTOR):
-            end = min(start + SECTOR, piece.length)
-            sector = piece.part(piece.offset + start, piece.offset + end)
-            if sector.extent is None:
-                continue
-            try:
-                read_extent(layer, sector.extent, buffer[start:end])
-            except (OSError, ImageError) as error:
-                buffer[start:end] = bytes(end - start)
-                report(sector.offset, sector.length, error)
 
     def _fill_clusters(self, wanted: list[Range], cluster: int, cell_start: int, view: memoryview) -> list[Range]:
         """Round what is wanted out to whole clusters of the target, around it what the target reads as now.
@@ -313,23 +295,3 @@ class _Copy:
                     target.write_at(cell_start + start, buffer[start : min(start + cluster, filled)])
                 else:
                     target.write_compressed(cell_start + start, blob)
-
-
-@contextmanager
-def _failing_map() -> Iterator[None]:
-    """Say that it is not the data that cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise ImageError(f"error while reading block status: {NodeIOError('', error)}") from error
-
-
-@contextmanager
-def _failing(action: str, offset: int) -> Iterator[None]:
-    """Say where and at what a copy failed."""
-    try:
-        yield
-    except OSError as error:
-        raise NodeIOError(f"error while {action} at byte {offset}", error) from error
-    except ImageError as error:
-        raise error.in_context(f"error while {action} at byte {offset}") from error

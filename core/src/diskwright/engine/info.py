@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ImageError, InvalidImage
-from ..facts import Description, Snapshot
+from ..facts import Description, Limits, Snapshot
 from ..filenames import backing_filename
 from ..node import SECTOR, Image, Node
 from ..passing import Passing, naming_file
@@ -34,6 +34,7 @@ class NodeInfo(NamedTuple):
     :ivar backing_path: the name by which that file is opened.
     :ivar specific: the format's own facts by QEMU's names, ``None`` if it has none.
     :ivar specific_type: the name that they go by, ``None`` if it is the driver's.
+    :ivar limits: what requests to it should look like, ``None`` if that was not asked for.
     :ivar children: the nodes it stands on, by role.
     """
 
@@ -50,22 +51,54 @@ class NodeInfo(NamedTuple):
     snapshots: Sequence[Snapshot] = ()
     specific: Mapping[str, Any] | None = None
     specific_type: str | None = None
+    limits: Limits | None = None
     children: Mapping[str, NodeInfo] = MappingProxyType({})
 
 
-def inspect(context: Context, filename: str, format: str | None = None, *, force_share: bool = False) -> NodeInfo:
+def inspect(
+    context: Context,
+    filename: str,
+    format: str | None = None,
+    *,
+    force_share: bool = False,
+    limits: bool = False,
+    cache: str = "writeback",
+) -> NodeInfo:
     """Describe one image; neither its backing file nor its data file is opened.
 
     :param format: its format, found by probing if None.
     :param force_share: whether to look even while another process writes.
+    :param limits: whether to tell what requests should look like, which depends on the cache mode.
     :raises ImageError: it cannot be opened.
     """
-    with context.open(filename, format, backing=False, describe_only=True, force_share=force_share) as image:
-        return describe_node(context, image)
+    with context.open(
+        filename, format, backing=False, describe_only=True, force_share=force_share, cache=cache
+    ) as image:
+        return _described(context, image, limits)
+
+
+def _described(context: Context, image: Image, limits: bool) -> NodeInfo:
+    described = describe_node(context, image)
+    return _with_limits(described, image) if limits else described
+
+
+def _with_limits(info: NodeInfo, node: Node) -> NodeInfo:
+    """The facts with the limits of the node and of those below it."""
+    nodes = node.children()
+    below = {
+        role: _with_limits(child, nodes[role]) if role in nodes else child for role, child in info.children.items()
+    }
+    return info._replace(limits=node.limits(), children=below)
 
 
 def inspect_chain(
-    context: Context, filename: str, format: str | None = None, *, force_share: bool = False
+    context: Context,
+    filename: str,
+    format: str | None = None,
+    *,
+    force_share: bool = False,
+    limits: bool = False,
+    cache: str = "writeback",
 ) -> list[NodeInfo]:
     """Describe an image and all layers below it, top first; only one of them is open at a time.
 
@@ -80,12 +113,14 @@ def inspect_chain(
             context.gate.policy.require_role("backing", name)
         if len(described) == MAX_CHAIN:
             raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=filename)
-        with context.open(name, format, backing=False, describe_only=True, force_share=force_share) as image:
+        with context.open(
+            name, format, backing=False, describe_only=True, force_share=force_share, cache=cache
+        ) as image:
             identity = image.identity()
             if identity is not None and identity in seen:
                 raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=name)
             seen.add(identity)
-            described.append(describe_node(context, image))
+            described.append(_described(context, image, limits))
         name, format = described[-1].backing_path, described[-1].backing_format
     return described
 

@@ -62,6 +62,21 @@ def pieces_of(sources: Sequence[Image], options: CopyOptions) -> Iterator[Piece]
         base += source.size
 
 
+def pieces_between(sources: Sequence[Image], start: int, end: int) -> Iterator[Piece]:
+    """A range of the disks of the sources, one behind the other, without gaps: data, and zeros as such."""
+    base = 0
+    for source in sources:
+        first, last = max(start, base), min(end, base + source.size)
+        if first < last:
+            chain = layers(source)
+            for table in resolve(source, first - base, last - first):
+                for extent in table:
+                    is_data = extent.kind in (Kind.DATA, Kind.ENCODED)
+                    layer, found = (chain[extent.depth], extent) if is_data else (None, None)
+                    yield Piece(base + extent.offset, extent.length, layer, found)
+        base += source.size
+
+
 def amount(sources: Sequence[Image], options: CopyOptions) -> int:
     """How many bytes are to be copied: those of data or, if zeros are to be written as such, all."""
     if not options.sparse_size:

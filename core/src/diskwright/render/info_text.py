@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..engine.info import NodeInfo
-from ..facts import Snapshot
+from ..facts import Limits, Snapshot
 from ..sizes import human_size
 
 _INDENT = "    "
@@ -28,10 +28,17 @@ def info_object(info: NodeInfo) -> dict[str, Any]:
         "backing-filename": info.backing_file,
         "full-backing-filename": info.backing_path,
         "backing-filename-format": info.backing_format,
+        "limits": None if info.limits is None else limits_object(info.limits),
         "snapshots": [_snapshot_object(snapshot) for snapshot in info.snapshots] or None,
         "format-specific": specific,
         "children": children,
     }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def limits_object(limits: Limits) -> dict[str, Any]:
+    """Limits as QEMU's ``BlockLimitsInfo``."""
+    facts = {name.replace("_", "-"): value for name, value in limits._asdict().items()}
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -70,6 +77,9 @@ def info_lines(info: NodeInfo, path: str = "") -> Iterator[str]:
     if info.dirty:
         yield "cleanly shut down: no"
     yield from _backing_lines(info)
+    if info.limits is not None:
+        yield "Block limits:"
+        yield from _value_lines(limits_object(info.limits), 1)
     if info.snapshots:
         yield from snapshot_lines(info.snapshots)
     if info.specific:

@@ -38,6 +38,14 @@ class Printer:
         if stream is not None and self._bytes is not None:
             stream.flush()  # from here on the text layer is passed by
 
+    def can_write(self, text: str) -> bool:
+        """Whether the stream's encoding has all characters of a text."""
+        try:
+            text.encode(self._encoding)
+        except UnicodeEncodeError:
+            return False
+        return True
+
     def safe(self, text: str) -> str:
         """The text as it may be put into :meth:`write`: escaped if this is a terminal, newlines included."""
         return escape_text(text) if self.terminal else text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedOperation, io_error
 from diskwright.extent import Extent, Flag, Kind
-from diskwright.facts import Description
+from diskwright.facts import Description, Finding, Limits, Severity
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import (
     SECTOR,
@@ -26,6 +26,7 @@ from diskwright.node import (
     Writable,
     WritableImage,
 )
+from diskwright.scrutiny import name_findings
 
 from .header import Header, read_header
 from .keys import MAX_ITERATIONS
@@ -250,6 +251,21 @@ class LuksImage(WritableImage):
         """The facts of the header."""
         unit = self.file.cluster_size if isinstance(self.file, Image) else None
         return Description(specific=self.header.facts(detached=self.detached), cluster_size=unit)
+
+    def own_limits(self) -> Limits:
+        """Whole sectors."""
+        return Limits(SECTOR)
+
+    def findings(self) -> Iterator[Finding]:
+        """What is odd about a volume from a stranger."""
+        yield from name_findings("the volume, its UUID,", self.header.uuid)
+        active = [slot for slot in self.header.slots if slot.active]
+        if not active:
+            yield Finding(Severity.WARNING, "no-keyslot", "no keyslot is in use: nobody can read the volume")
+        most = max((slot.iterations for slot in active), default=0)
+        if max(most, self.header.digest_iterations) > MAX_ITERATIONS:
+            message = f"to try a passphrase takes {max(most, self.header.digest_iterations)} iterations"
+            yield Finding(Severity.WARNING, "costly-keyslot", message)
 
     def flush(self) -> None:
         """Flush all files."""

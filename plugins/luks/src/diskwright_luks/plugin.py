@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diskwright.extent import Extent, ExtentTable
-from diskwright.facts import Description, Measurement
+from diskwright.facts import Description, Finding, Measurement
 from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
@@ -61,6 +61,11 @@ class LuksDriver:
     def describe(self, image: Image) -> Description:
         """Cipher and keyslots."""
         return _own(image).describe()
+
+    @hookimpl
+    def findings(self, image: Image) -> Iterable[Finding]:
+        """Keyslots that nobody can open, or only with much patience, and names that are none."""
+        return _own(image).findings()
 
     @hookimpl
     def creation_options(self) -> Sequence[Option]:

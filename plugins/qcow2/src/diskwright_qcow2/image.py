@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedOperation
-from diskwright.facts import Description, Snapshot
+from diskwright.facts import Description, Limits, Snapshot
 from diskwright.hookspecs import OpenOptions
-from diskwright.node import Buffer, Node, Placement, WritableImage, read_through
+from diskwright.node import SECTOR, Buffer, Node, Placement, WritableImage, read_through
 
 from . import encryption
 from .header import Header
@@ -182,6 +182,11 @@ class Qcow2Image(WritableImage):
         if self.data_node is self.file:
             return {"file": self.file}
         return {"file": self.file, "data-file": self.data_node}
+
+    def own_limits(self) -> Limits:
+        """Space is given back in clusters; the ciphers work on sectors."""
+        sector = SECTOR if self.encrypted else 1
+        return Limits(sector, discard_alignment=self.cluster_size, write_zeroes_alignment=self.subcluster_size)
 
     def map_range(self, offset: int, length: int) -> Iterable[Extent | ExtentTable]:
         """The map of a guest range, see the ``block_status`` hook."""

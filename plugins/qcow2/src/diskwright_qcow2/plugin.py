@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diskwright.facts import Bitmap, CheckResult, Description, Measurement, Snapshot
+from diskwright.facts import Bitmap, CheckResult, Description, Finding, Measurement, Snapshot
 from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ _FIRST_VERSION = 2
 
 
 class Qcow2Driver:
-    """QEMU copy-on-write images, versions 2 and 3."""
+    """QEMU copy-on-write images, versions 2 and 3.
+
+    :cvar data_roles: a data file holds nothing but guest data.
+    """
+
+    data_roles = ("data-file",)
 
     @hookimpl
     def probe(self, head: bytes, filename: str) -> ProbeHit | None:
@@ -72,6 +77,12 @@ class Qcow2Driver:
     @hookimpl
     def describe(self, image: Qcow2Image) -> Description:
         return image.describe()
+
+    @hookimpl
+    def findings(self, image: Qcow2Image) -> Iterable[Finding]:
+        from .findings import findings
+
+        return findings(image)
 
     @hookimpl
     def snapshot_list(self, image: Qcow2Image) -> Sequence[Snapshot]:

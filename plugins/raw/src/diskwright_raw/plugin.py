@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from diskwright.errors import InvalidOption
 from diskwright.extent import Extent, ExtentTable
-from diskwright.facts import Measurement
-from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
+from diskwright.facts import Finding, Measurement, Severity
+from diskwright.hookspecs import CreateOptions, GuestRange, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import SECTOR, Image, Node, Truncatable
 from diskwright.options import Option, OptionType
 
@@ -74,6 +74,18 @@ class RawDriver:
         elif target.size < options.size:
             raise InvalidOption(f"'{options.filename}' has {target.size} bytes and cannot be made larger")
         return True
+
+    @hookimpl
+    def findings(self, image: Image) -> Iterable[Finding]:
+        """A file that is no whole number of sectors was not made as a disk, or was cut."""
+        rest = image.file.size % SECTOR
+        if rest:
+            yield Finding(Severity.NOTE, "odd-size", f"the last sector of the file has {rest} bytes only")
+
+    @hookimpl
+    def stream(self, size: int) -> Iterable[bytes | GuestRange]:
+        """The disk is the file."""
+        return [GuestRange(0, size)] if size else []
 
 
 def _own(image: Image) -> RawImage:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from diskwright.blocks import MAX_CHANGED, BlockMap, repeated
 from diskwright.bounded import BoundedReader
 from diskwright.extent import NO_OFFSET, ExtentTable, Flag, Kind, tabulate_blocks
-from diskwright.facts import CheckResult
+from diskwright.facts import CheckResult, Finding, Limits, Severity
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node, Placement, Writable, WritableImage
 
-from .layout import ALLOCATED_OFFSET, BLOCK_SIZE, FIRST_SPECIAL, SECTOR_SIZE, STATIC, read_header
+from .layout import ALLOCATED_OFFSET, BLOCK_SIZE, DYNAMIC, FIRST_SPECIAL, SECTOR_SIZE, STATIC, read_header
 
 
 class VdiImage(WritableImage):
@@ -146,3 +146,24 @@ class VdiImage(WritableImage):
         if allocated != self.header.blocks_allocated:
             result.error(f"ERROR: allocated blocks mismatch, is {allocated}, should be {self.header.blocks_allocated}")
         return result
+
+    def own_limits(self) -> Limits:
+        """Whole sectors."""
+        return Limits(SECTOR_SIZE)
+
+    def findings(self) -> Iterator[Finding]:
+        """What is odd about an image from a stranger."""
+        import numpy as np
+
+        behind = BLOCK_SIZE * self.header.blocks_allocated
+        for _, entries in self.block_map.windows(0, self.block_map.count):
+            placed = entries < FIRST_SPECIAL
+            behind = max(behind, BLOCK_SIZE * int(np.max(entries + np.int64(1), where=placed, initial=0)))
+        end = self.header.offset_data + behind
+        if self.file.size > end:
+            message = f"{self.file.size - end} bytes stand behind the end of the image, at {end}"
+            yield Finding(Severity.WARNING, "trailing-data", message)
+        if self.header.image_type not in (DYNAMIC, STATIC):
+            yield Finding(Severity.WARNING, "unknown-type", f"the type of the image is {self.header.image_type}")
+        if self.header.image_flags:
+            yield Finding(Severity.WARNING, "unknown-features", f"unknown flags: {self.header.image_flags:#x}")

@@ -7,6 +7,7 @@ map (an integer of 32 bits for each block of the disk), and the blocks.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from construct import Bytes, Default, Int32ul, Int64ul, Padded, Padding, Struct
@@ -14,7 +15,7 @@ from construct import Bytes, Default, Int32ul, Int64ul, Padded, Padding, Struct
 from diskwright.blocks import WINDOW
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidOption, UnsupportedFeature, UnsupportedOperation
-from diskwright.hookspecs import CreateOptions
+from diskwright.hookspecs import CreateOptions, GuestRange
 from diskwright.node import Node, Truncatable, Writable
 
 from .plugin import SIGNATURE
@@ -95,23 +96,12 @@ def create(target: Node, options: CreateOptions) -> bool:
     """
     import numpy as np
 
-    size, limit = options.size, MAX_BLOCKS * BLOCK_SIZE
-    if size > limit:
-        raise InvalidOption(f"Unsupported VDI image size (size is 0x{size:x}, max supported is 0x{limit:x})")
     if not isinstance(target, Writable):
         raise UnsupportedOperation(f"'{options.filename}' cannot be written")
     static = bool(options.get("static", False))
-    blocks = -(-size // BLOCK_SIZE)
-    offset_data = HEADER_SIZE + -(-4 * blocks // SECTOR_SIZE) * SECTOR_SIZE
-    fields = {
-        "image_type": STATIC if static else DYNAMIC,
-        "offset_data": offset_data,
-        "disk_size": size,
-        "blocks_in_image": blocks,
-        "blocks_allocated": blocks if static else 0,
-        "uuid_image": os.urandom(16),
-        "uuid_last_snap": os.urandom(16),
-    }
+    fields = _new_header(options.size, static=static)
+    blocks, offset_data = fields["blocks_in_image"], fields["offset_data"]
+    fields["blocks_allocated"] = blocks if static else 0
     target.write_at(0, HEADER.build(fields))
     for first in range(0, blocks, WINDOW):
         last = min(first + WINDOW, blocks)
@@ -121,3 +111,50 @@ def create(target: Node, options: CreateOptions) -> bool:
     if static and isinstance(target, Truncatable):
         target.truncate(offset_data + blocks * BLOCK_SIZE)
     return True
+
+
+def _new_header(size: int, *, static: bool) -> dict[str, Any]:
+    """The fields of the header of a new image, apart from the number of its allocated blocks.
+
+    :raises InvalidOption: the disk is too large for the format.
+    """
+    limit = MAX_BLOCKS * BLOCK_SIZE
+    if size > limit:
+        raise InvalidOption(f"Unsupported VDI image size (size is 0x{size:x}, max supported is 0x{limit:x})")
+    blocks = -(-size // BLOCK_SIZE)
+    return {
+        "image_type": STATIC if static else DYNAMIC,
+        "offset_data": HEADER_SIZE + -(-4 * blocks // SECTOR_SIZE) * SECTOR_SIZE,
+        "disk_size": size,
+        "blocks_in_image": blocks,
+        "uuid_image": os.urandom(16),
+        "uuid_last_snap": os.urandom(16),
+    }
+
+
+def stream(size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]]) -> Iterator[bytes | GuestRange]:
+    """A whole file in its order; see the hook ``stream``.
+
+    :raises InvalidOption: the disk is too large for the format.
+    """
+    import numpy as np
+
+    static = bool(values.get("static", False))
+    fields = _new_header(size, static=static)
+    blocks, offset_data = fields["blocks_in_image"], fields["offset_data"]
+    taken = np.full(blocks, static, bool)
+    for offset, length in ranges:
+        taken[offset // BLOCK_SIZE : -(-(offset + length) // BLOCK_SIZE)] = True
+    yield HEADER.build(fields | {"blocks_allocated": int(np.count_nonzero(taken))})
+    number = 0
+    for first in range(0, blocks, WINDOW):
+        part = taken[first : first + WINDOW]
+        entries = np.where(part, number + np.cumsum(part) - 1, UNALLOCATED)
+        number += int(np.count_nonzero(part))
+        yield entries.astype("<u4").tobytes()
+    yield bytes(offset_data - HEADER_SIZE - 4 * blocks)
+    edges = np.flatnonzero(np.diff(taken, prepend=False, append=False)).tolist()
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        end = last * BLOCK_SIZE
+        yield GuestRange(first * BLOCK_SIZE, min(end, size) - first * BLOCK_SIZE)
+        yield bytes(max(0, end - size))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from diskwright.extent import Extent, ExtentTable
-from diskwright.facts import CheckResult
-from diskwright.hookspecs import CreateOptions, OpenOptions, ProbeHit, hookimpl
+from diskwright.facts import CheckResult, Finding
+from diskwright.hookspecs import CreateOptions, GuestRange, OpenOptions, ProbeHit, hookimpl
 from diskwright.node import Image, Node
 from diskwright.options import Option, OptionType
 
@@ -43,6 +43,11 @@ class VdiDriver:
         return image.check()
 
     @hookimpl
+    def findings(self, image: VdiImage) -> Iterable[Finding]:
+        """Data behind the last block, and flags nobody knows."""
+        return image.findings()
+
+    @hookimpl
     def creation_options(self) -> Sequence[Option]:
         """Size, and whether all blocks are allocated at once."""
         return [
@@ -56,3 +61,12 @@ class VdiDriver:
         from .layout import create
 
         return create(target, options)
+
+    @hookimpl
+    def stream(
+        self, size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int]]
+    ) -> Iterable[bytes | GuestRange]:
+        """Header, block map, and the blocks with data in the order of the disk."""
+        from .layout import stream
+
+        return stream(size, values, ranges)

@@ -29,7 +29,7 @@ class Preallocate(Passing):
     @property
     def size(self) -> int:
         """Bytes, without what is reserved."""
-        return self._data_end if self._reserved_end else self.below.size
+        return self._data_end if self._reserved_end else super().size
 
     def write_at(self, offset: int, data: Bytes) -> None:
         """Reserve space if the file has to grow, then write."""

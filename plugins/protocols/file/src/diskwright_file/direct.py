@@ -45,6 +45,11 @@ class DirectIO:
         """Close the second way only."""
         os.close(self._fd)
 
+    def find_alignment(self) -> int:
+        """The block size, bytes, as far as a read shows it."""
+        self.read(0, memoryview(bytearray(ALIGNMENTS[0])))
+        return self._alignment
+
     def read(self, offset: int, view: memoryview) -> None:
         """Fill the buffer; zeros behind the end of the file."""
         self._adapting(self._read, offset, view)

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from diskwright.errors import InvalidOption, NodeIOError, io_error
+from diskwright.facts import Limits
 from diskwright.hookspecs import ProtocolOptions
 from diskwright.node import Buffer, Bytes, Node, Permission
 from diskwright.zeroing import write_zero_bytes
@@ -150,6 +151,11 @@ class FileNode(Node):
     def allocated_size(self) -> int | None:
         """Bytes that the file takes on its file system."""
         return os.fstat(self._fd).st_blocks * 512
+
+    def own_limits(self) -> Limits:
+        """Past the page cache, whole blocks from aligned memory."""
+        block = 1 if self._direct is None else self._direct.find_alignment()
+        return Limits(request_alignment=block, min_mem_alignment=block)
 
     def identity(self) -> Hashable:
         """Device and inode, or the device number of a device node."""

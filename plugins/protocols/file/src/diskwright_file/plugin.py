@@ -1,11 +1,11 @@
-"""Entry points ``file`` and ``host_device``."""
+"""Entry points ``file``, ``host_device`` and ``stdout``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from diskwright.errors import InvalidOption
+from diskwright.errors import InvalidOption, UnsupportedOperation
 from diskwright.extent import Extent, ExtentTable
 from diskwright.facts import Description
 from diskwright.hookspecs import CreatedNode, ProtocolOptions, hookimpl
@@ -112,6 +112,28 @@ class HostDeviceDriver(FileDriver):
         if options.cache in DIRECT:
             _go_direct(node)
         return node
+
+
+class StandardOutputDriver:
+    """Standard output, which has no name of its own: whatever the caller has made of it.
+
+    :cvar sequential: it can only be written, from the first byte to the last.
+    """
+
+    needs_filename = False
+    sequential = True
+
+    @hookimpl
+    def open(self, filename: str, options: ProtocolOptions) -> Node:
+        """There is nothing to be read."""
+        raise UnsupportedOperation("Standard output can only be the target of a conversion")
+
+    @hookimpl
+    def create(self, filename: str, options: ProtocolOptions) -> CreatedNode:
+        """Begin to write."""
+        from .stdout import StandardOutput
+
+        return StandardOutput(options)
 
 
 def _go_direct(node: FileNode) -> None:
