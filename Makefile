@@ -15,7 +15,7 @@ PACKAGES := core $(patsubst %/pyproject.toml,%,$(wildcard plugins/protocols/*/py
 SOURCES := $(addsuffix /src,$(PACKAGES))
 TOOLS := hatchling editables argparse-manpage pytest pytest-timeout pytest-xdist hypothesis mypy ruff
 JOBS ?= auto
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -q
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) -q
 
 .PHONY: help demo test test-all lint format bench bench-scale man qemu-img clean
 

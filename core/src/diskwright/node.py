@@ -398,10 +398,21 @@ def read_through(top: Image, offset: int, buffer: memoryview) -> None:
         for extent in _singly(layer.extents(start, inside)):
             part = view[extent.offset - start : extent.end - start]
             below = layer.backing if isinstance(layer, Image) else None
-            if extent.kind is Kind.ABSENT and below is not None:
+            if extent.kind is not Kind.ABSENT or below is None:
+                read_extent(layer, extent, part)
+            elif isinstance(below, Image) and below.backing is not None:
                 pending.append((below, extent.offset, part))
             else:
-                read_extent(layer, extent, part)
+                _read_last(below, extent.offset, part)
+
+
+def _read_last(layer: Node, offset: int, buffer: memoryview) -> None:
+    """Read from the last layer, which may end before: it need not be mapped, and may have a shorter way."""
+    inside = min(len(buffer), max(0, layer.size - offset))
+    if inside:
+        layer.read_into(offset, buffer[:inside])
+    if inside < len(buffer):
+        buffer[inside:] = bytes(len(buffer) - inside)
 
 
 def read_extent(layer: Node, extent: Extent, buffer: memoryview) -> None:

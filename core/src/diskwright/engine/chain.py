@@ -7,7 +7,7 @@ with array operations, table by table, so that time goes by the number of extent
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, tabulate
 from ..node import Image, Node, read_extent
@@ -84,15 +84,9 @@ def _underlaid(upper: ExtentTable, lower: Node, depth: int) -> Iterator[ExtentTa
 
 
 def _absent_spans(table: ExtentTable) -> list[tuple[int, int]]:
-    """Ranges that hold all absent rows; absent rows near each other share a range with what is between them."""
-    import numpy as np
-
+    """Ranges that hold all absent rows."""
     rows = table.rows[table.rows["kind"] == Kind.ABSENT]
-    starts, ends = rows["offset"], rows["offset"] + rows["length"]
-    apart = np.flatnonzero(starts[1:] - ends[:-1] > FAR)
-    first = np.concatenate(([0], apart + 1))
-    last = np.concatenate((apart, [len(rows) - 1]))
-    return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
+    return _spans(rows["offset"], rows["offset"] + rows["length"])
 
 
 def _overlay(upper: ExtentTable, lower: ExtentTable, lower_size: int) -> ExtentTable:
@@ -131,33 +125,45 @@ def _with_holes(table: ExtentTable) -> ExtentTable:
 
     stored = (table.rows["kind"] == Kind.DATA) | (table.rows["kind"] == Kind.ENCODED)
     sparse = stored & (table.rows["flags"] & Flag.SPARSE != 0) & (table.rows["node_offset"] != NO_OFFSET)
-    if not sparse.any():
+    parts = [table.rows[~sparse]]
+    for index in np.unique(table.rows["node"][sparse]).tolist():
+        node, rows = table.nodes[index], table.rows[sparse & (table.rows["node"] == index)]
+        parts.append(rows if node is None else _cut_at_holes(rows, node))
+    if len(parts) == 1:
         return table
-    pieces: list[Column] = []
-    done = 0
-    for index in np.flatnonzero(sparse).tolist():
-        pieces.append(table.rows[done:index])
-        pieces.append(_holes_of_row(table.rows[index], table.nodes))
-        done = index + 1
-    pieces.append(table.rows[done:])
-    return ExtentTable(np.concatenate(pieces), table.nodes)
+    rows = np.concatenate(parts)
+    return ExtentTable(rows[np.argsort(rows["offset"], kind="stable")], table.nodes)
 
 
-def _holes_of_row(row: Any, nodes: tuple[Node | None, ...]) -> Column:
+def _cut_at_holes(rows: Column, node: Node) -> Column:
+    """Rows of data in one node, cut where holes of it begin and end; those in holes are zeros."""
     import numpy as np
 
-    node = nodes[row["node"]]
-    if node is None:
-        return np.array([row])
-    start, length = int(row["node_offset"]), int(row["length"])
-    found = [table.rows for table in _layer_tables(node, start, length, 0)]
-    inner = np.concatenate(found)
-    rows = np.full(len(inner), row)
-    rows["offset"] += inner["offset"] - start
-    rows["node_offset"] = inner["offset"]
-    rows["length"] = inner["length"]
-    rows["kind"] = np.where(inner["kind"] == Kind.ZERO, Kind.ZERO, row["kind"])
-    return rows
+    starts, ends = rows["node_offset"], rows["node_offset"] + rows["length"]
+    spans = _spans(np.sort(starts), np.sort(ends))
+    inner = np.concatenate([t.rows for start, end in spans for t in _layer_tables(node, start, end - start, 0)])
+    first = np.searchsorted(inner["offset"], starts, side="right") - 1
+    counts = np.searchsorted(inner["offset"], ends, side="left") - first
+    row = np.repeat(np.arange(len(rows)), counts)
+    piece = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
+    begin = np.maximum(inner["offset"][piece], starts[row])
+    end = np.minimum((inner["offset"] + inner["length"])[piece], ends[row])
+    cut = rows[row]
+    cut["offset"] += begin - starts[row]
+    cut["node_offset"] = begin
+    cut["length"] = end - begin
+    cut["kind"][inner["kind"][piece] == Kind.ZERO] = Kind.ZERO
+    return cut
+
+
+def _spans(starts: Column, ends: Column) -> list[tuple[int, int]]:
+    """Ranges that hold all of some sorted ones; those near each other share a range with what is between them."""
+    import numpy as np
+
+    apart = np.flatnonzero(starts[1:] - ends[:-1] > FAR)
+    first = np.concatenate(([0], apart + 1))
+    last = np.concatenate((apart, [len(starts) - 1]))
+    return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
 
 
 def read_range(chain: list[Node], table: ExtentTable, buffer: memoryview) -> None:

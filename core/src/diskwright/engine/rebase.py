@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import ExtentTable, Kind
 from ..filenames import backing_filename
-from ..node import Compressing, Image, WritableImage
+from ..node import AlwaysCompressing, Compressing, Image, WritableImage, write_placed
 from ..passing import unfiltered
 from ..zeroing import make_zeros
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress
 from .ranges import Range, aligned, cut, intersection, union
 from .zeros import nonzero_blocks
+
+NEAR = 64 << 10
+"""Bytes: ranges with less than this between them are read as one."""
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,19 +138,36 @@ def _write_differences(
     block = cluster if request.compress else top.subcluster_size or cluster
     step = max(CELL, block)
     old_bytes, new_bytes = bytearray(step), bytearray(step)
-    for start, end in cut(aligned(_suspects(top, new, depth_limit), block, top.size), step):
+    for window in _windows(cut(aligned(_suspects(top, new, depth_limit), block, top.size), step), step):
+        start, end = window[0][0], window[-1][1]
         old = memoryview(old_bytes)[: end - start]
         top.read_into(start, old)
         new_view = memoryview(new_bytes)[: end - start]
         if new is not None:
             new.read_into(start, new_view)
-        for first, last, zero in _differing_runs(old, new_view if new is not None else None, block):
-            if zero:
-                _write_zeroes(top, start + first, last - first)
-            else:
-                _write(top, start + first, old[first:last], block, compress=request.compress)
+        wanted = [(first - start, last - start) for first, last in window]
+        data, zeros = _differing_runs(old, new_view if new is not None else None, block, wanted)
+        for first, last in zeros:
+            _write_zeroes(top, start + first, last - first)
+        if request.compress:
+            for first, last in data:
+                _compress(top, start + first, old[first:last], block)
+        else:
+            _write(top, start, old, data)
         progress(end, top.size)
     progress(top.size, top.size)
+
+
+def _windows(ranges: Iterable[Range], step: int) -> Iterator[list[Range]]:
+    """Ranges gathered that lie between the same multiples of ``step`` and near each other: they are read at once."""
+    window: list[Range] = []
+    for start, end in ranges:
+        if window and (start // step != window[0][0] // step or start - window[-1][1] > NEAR):
+            yield window
+            window = []
+        window.append((start, end))
+    if window:
+        yield window
 
 
 def _suspects(top: Image, new: Image | None, depth_limit: int | None) -> Iterator[Range]:
@@ -168,21 +187,32 @@ def _ranges(tables: Iterator[ExtentTable], kinds: set[Kind], limit: int) -> Iter
                 yield extent.offset, min(extent.end, limit)
 
 
-def _differing_runs(old: memoryview, new: memoryview | None, block: int) -> Iterator[tuple[int, int, bool]]:
+def _differing_runs(
+    old: memoryview, new: memoryview | None, block: int, wanted: list[Range]
+) -> tuple[list[Range], list[Range]]:
     """Where a part of the disk differs from the new backing file, in whole blocks.
 
     :param new: what the new backing file has there; ``None`` for zeros.
-    :returns: start and end, relative to the part, and whether the disk has zeros there.
+    :param wanted: which ranges to look at, in whole blocks.
+    :returns: ranges, relative to the part, where the disk has data, and where it has zeros.
     """
     import numpy as np
 
     data = nonzero_blocks(old, block)
     differing = data if new is None else _unequal_blocks(old, new, block)
-    kinds = np.where(differing, np.where(data, 1, 2), 0)
-    edges = np.flatnonzero(np.diff(kinds, prepend=-1, append=-1)).tolist()
-    for first, last in pairwise(edges):
-        if kinds[first]:
-            yield first * block, min(last * block, len(old)), bool(kinds[first] == 2)
+    asked = np.zeros(len(data), bool)
+    for first, last in wanted:
+        asked[first // block : -(-last // block)] = True
+    differing &= asked
+    return _runs(differing & data, block, len(old)), _runs(differing & ~data, block, len(old))
+
+
+def _runs(blocks: npt.NDArray[np.bool_], block: int, length: int) -> list[Range]:
+    """The ranges of blocks that are set."""
+    import numpy as np
+
+    edges = (np.flatnonzero(np.diff(blocks, prepend=False, append=False)) * block).tolist()
+    return [(first, min(last, length)) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _unequal_blocks(left: memoryview, right: memoryview, block: int) -> npt.NDArray[np.bool_]:
@@ -208,10 +238,31 @@ def _write_zeroes(top: WritableImage, offset: int, length: int) -> None:
         top.write_at(start, bytes(end - start))
 
 
-def _write(top: WritableImage, offset: int, data: memoryview, block: int, *, compress: bool) -> None:
-    if not compress or not isinstance(top, Compressing):
-        top.write_at(offset, data)
+def _write(top: WritableImage, start: int, old: memoryview, ranges: list[Range]) -> None:
+    """Write ranges of a part of the disk: clusters are found for all of them before, and linked after.
+
+    :param start: where the part begins, bytes.
+    :param old: its bytes.
+    """
+    shared = top.subcluster_size not in (None, top.cluster_size)
+    if shared or isinstance(top, AlwaysCompressing):
+        # Two ranges may be in the same cluster, which must not be allocated twice.
+        for first, last in ranges:
+            top.write_at(start + first, old[first:last])
         return
+    with top.lock:
+        placements = [p for first, last in ranges for p in top.allocate(start + first, last - first)]
+    for placement in placements:
+        first = placement.offset - start
+        write_placed(top, placement, old[first : first + placement.length])
+    with top.lock:
+        top.link(placements)
+
+
+def _compress(top: WritableImage, offset: int, data: memoryview, block: int) -> None:
+    """Write whole clusters, compressed where that makes them smaller."""
+    if not isinstance(top, Compressing):
+        raise ImageError("Compression not supported for this file format")
     for start in range(0, len(data), block):
         piece = data[start : start + block]
         blob = top.compress(memoryview(bytes(piece).ljust(block, b"\0")))

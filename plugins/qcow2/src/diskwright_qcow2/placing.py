@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 _COMPRESSED = layout.OFLAG_COMPRESSED
 _ALL = layout.SUBCLUSTERS_ALLOCATED_MASK
 _SHIFT = layout.SUBCLUSTERS_ZERO_SHIFT
+
+
+@lru_cache(64)
+def _no_bitmaps(count: int) -> Column:
+    """Subcluster bitmaps where there are none."""
+    zeros = np.zeros(count, np.uint64)
+    zeros.flags.writeable = False
+    return zeros
 
 
 class RangeWithinTable:
@@ -44,7 +53,7 @@ class RangeWithinTable:
         part = table[self.first : self.last]
         if self.header.extended_l2:
             return part[:, 0], part[:, 1]
-        return part, np.zeros(len(part), np.uint64)
+        return part, _no_bitmaps(len(part))
 
     def placement(
         self, node: Node, first: int, last: int, host: int, entries: Column, bitmaps: Column, in_place: bool

@@ -16,6 +16,7 @@ from .allocate import ClusterAllocator, Run
 from .encryption import refuse_compression
 from .hostspace import Cause
 from .layout import Autoclear, Incompatible
+from .linking import link
 from .order import Disk, WriteOrder
 from .overlap import MetadataMap
 from .placing import RangeWithinTable, head_length, tail_length, written_bitmaps
@@ -105,7 +106,7 @@ class ImageWriter:
         if length < 0 or offset < 0 or offset + length > self.header.disk_size:
             raise InvalidImage(f"a write of {length} bytes at {offset} is outside the disk")
         placements: list[Placement] = []
-        for part in self._parts(offset, offset + length):
+        for part in self.parts(offset, offset + length):
             for placement in self._place(part):
                 if placements and _continues(placements[-1], placement):
                     last = placements[-1]
@@ -118,12 +119,7 @@ class ImageWriter:
     def link(self, placements: Sequence[Placement]) -> None:
         """See :meth:`WritableImage.link`."""
         self._require_sound()
-        for placement in placements:
-            start = placement.offset - placement.head
-            end = placement.offset + placement.length + placement.tail
-            host = placement.node_offset - placement.head
-            for part in self._parts(start, end):
-                self._link_part(part, host + part.start - start)
+        link(self, placements)
         if self.order.full:
             self.flush()
 
@@ -135,7 +131,7 @@ class ImageWriter:
         behind = 0
         size = self.header.cluster_size
         for placement in self.allocate(start, end - start):
-            for part in self._parts(placement.offset, placement.offset + placement.length):
+            for part in self.parts(placement.offset, placement.offset + placement.length):
                 host = placement.node_offset + part.start - placement.offset
                 entries = self._host_entries(part, host)
                 self.replace(part, self.own_table(part.l1_index), entries, np.zeros(len(entries), np.uint64))
@@ -174,7 +170,7 @@ class ImageWriter:
         if self.header.has_data_file:
             raise UnsupportedOperation("Compression not supported for images with an external data file")
         refuse_compression(self.image)
-        part = next(self._parts(offset, offset + 1))
+        part = next(self.parts(offset, offset + 1))
         table = self.own_table(part.l1_index)
         self.disk.node.note_event("cluster_alloc_bytes")
         host = self._pack(len(blob))
@@ -205,7 +201,7 @@ class ImageWriter:
         self._packed = start + length
         return start
 
-    def _parts(self, start: int, end: int) -> Iterator[RangeWithinTable]:
+    def parts(self, start: int, end: int) -> Iterator[RangeWithinTable]:
         """A guest range cut at the borders of L2 tables."""
         coverage = self.header.l1_coverage
         while start < end:
@@ -239,7 +235,7 @@ class ImageWriter:
         if table is None:
             return
         entries = table[:, 0] if self.header.extended_l2 else table
-        self._release(entries, np.zeros(len(entries), np.uint64), Cause.ALWAYS)
+        self.release(entries, np.zeros(len(entries), np.uint64), Cause.ALWAYS)
         cluster = (int(self.l2.l1[index]) & layout.OFFSET_MASK) >> self.header.cluster_bits
         self.l2.l1[index] = 0
         self.l2.drop(index)
@@ -300,7 +296,7 @@ class ImageWriter:
         if not (blocks.count(first) and blocks.count(first + number - 1)):
             raise self.l2.corrupt(f"Data cluster at {host:#x} is in use but not counted")
 
-    def _link_part(self, part: RangeWithinTable, host: int) -> None:
+    def link_part(self, part: RangeWithinTable, host: int) -> None:
         """Enter the host clusters of a range inside one L2 table."""
         table = self.own_table(part.l1_index)
         entries = self._host_entries(part, host)
@@ -330,7 +326,7 @@ class ImageWriter:
         changed = (old_entries != entries) | (old_bitmaps != bitmaps)
         if not changed.any():
             return
-        self._release(old_entries[changed], entries[changed], cause)
+        self.release(old_entries[changed], entries[changed], cause)
         if self.header.extended_l2:
             table[part.first : part.last, 0] = entries
             table[part.first : part.last, 1] = bitmaps
@@ -338,7 +334,7 @@ class ImageWriter:
             table[part.first : part.last] = entries
         self.order.l2_changed(part.l1_index, table, (part.first, part.last))
 
-    def _release(self, old: Column, new: Column, cause: Cause) -> None:
+    def release(self, old: Column, new: Column, cause: Cause = Cause.OTHER) -> None:
         """Drop the references of L2 entries that others replace."""
         if self.header.has_data_file or not old.any():
             return
