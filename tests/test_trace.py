@@ -120,7 +120,7 @@ class TestEvents:
 
     def test_copy(self, cli: Callable[..., Any], disk: Path, tmp_path: Path) -> None:
         told = cli("-T", "*", "convert", "-O", "qcow2", disk, tmp_path / "out.qcow2", code=0).err
-        assert [(c["offset"], c["data"]) for c in lines(told, "copy_cell")] == [("0", str(MIB)), (str(MIB), "0")]
+        assert [(c["offset"], c["data"]) for c in lines(told, "copy_cell")] == [("0", str(MIB))]
         opened = {o["node"]: o for o in lines(told, "node_open")}
         target = next(n for n, o in opened.items() if o["driver"] == '"qcow2"')
         file = next(c["child"] for c in lines(told, "graph_child") if c["node"] == target)

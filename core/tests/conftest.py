@@ -161,9 +161,9 @@ class World:
         self.toys[name] = Toy(data, full, **facts)
         return self.toys[name]
 
-    def run(self, *arguments: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str, program: str = "qemu-img") -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a command."""
-        code = main(list(arguments), program="qemu-img")
+        code = main(list(arguments), program=program)
         captured = self._capsys.readouterr()
         return code, captured.out, captured.err
 

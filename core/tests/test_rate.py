@@ -20,11 +20,11 @@ def test_delays_add_up() -> None:
 
 
 def test_a_copy_takes_its_time(layer_world: object) -> None:
-    source = layer_world.layer("x", "1" * 512)  # type: ignore[attr-defined]
-    layer_world.layer("y", "-" * 512)  # type: ignore[attr-defined]
+    source = layer_world.layer("x", "1" * 2048)  # type: ignore[attr-defined]
+    layer_world.layer("y", "-" * 2048)  # type: ignore[attr-defined]
     context = layer_world.context  # type: ignore[attr-defined]
     with context.open("x", "layer") as left, context.open("y", "layer", writable=True) as right:
         start = time.monotonic()
         copy([left], right, CopyOptions(rate=source.size * 2))
         assert 0.2 < time.monotonic() - start < 5
-    assert layer_world.read("y") == "1" * 512  # type: ignore[attr-defined]
+    assert layer_world.read("y") == "1" * 2048  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import COMPATIBLE_VERSION, __version__
 from .arguments import UsageError, help_hint
 from .errors import ImageError, reason_of
-from .known import did_you_mean
+from .known import did_you_mean, without_advice
 from .limits import TimeIsOver
 from .parsers import COMMANDS, command_parser, program_help, program_parser
 from .render.printer import Printer
@@ -82,6 +82,9 @@ class App:
         :param teller: who says so, if it is not the program as such.
         """
         self.err.line(f"{teller or self.program}: {message}")
+        if self.program == QEMU_IMG:
+            # Programs compare what it says.
+            hint = without_advice(hint)
         if hint:
             self.err.lines(hint)
 

@@ -14,6 +14,14 @@ ALIASES = {"ploop": "parallels", "vhd": "vpc"}
 """Further names that formats go by; a package with a driver can declare others."""
 
 
+_ADVICE = ("Did you mean ", "The package ")
+
+
+def without_advice(hint: str) -> str:
+    """What QEMU would say of a hint: it knows of no other names and of no packages."""
+    return "\n".join(line for line in hint.split("\n") if not line.startswith(_ADVICE))
+
+
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Advice for a name that does not exist: the one that looks most like it, empty if none does.
 

@@ -27,6 +27,10 @@ class OptionType(Enum):
     SIZE = "size"
 
 
+class InvalidChoice(InvalidOption):
+    """A value is none of those that an option has; QEMU finds that out later than what is not even of its type."""
+
+
 class Option(NamedTuple):
     """One option of a driver.
 
@@ -55,7 +59,7 @@ class Option(NamedTuple):
         if self.type is OptionType.NUMBER:
             return parse_number(self.name, text)
         if self.choices and text not in self.choices:
-            raise InvalidOption(f"Parameter '{self.name}' does not accept value '{text}'")
+            raise InvalidChoice(f"Parameter '{self.name}' does not accept value '{text}'")
         return text
 
     def _parse_size(self, text: str) -> int:

@@ -14,7 +14,7 @@ from diskwright_qcow2 import layout
 from diskwright_qcow2.codec import compress, decompress
 from diskwright_qcow2.layout import CompressionType
 
-TEXT = Path(layout.__file__).read_bytes() * 8
+TEXT = Path(layout.__file__).read_bytes() * 16
 CODECS = pytest.mark.parametrize("codec", list(CompressionType))
 
 

@@ -10,7 +10,7 @@ from ..errors import InvalidOption, UnsupportedOperation
 from ..extent import Kind
 from ..facts import Measurement
 from ..node import Image
-from ..options import parse_options
+from ..options import InvalidChoice, parse_options
 from .chain import resolve
 from .creation import declared_options
 
@@ -47,6 +47,8 @@ def measure(context: Context, request: MeasureRequest) -> Measurement:
     declared = declared_options(context, request.format, "any")
     try:
         values = parse_options(declared, request.options)
+    except InvalidChoice:
+        raise
     except InvalidOption as error:
         told = f"Invalid options for file format '{request.format}'"
         raise InvalidOption(told, before=str(error), hint=error.hint) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from diskwright.errors import ImageError
-from diskwright.node import Bytes, Image, Node, Truncatable
+from diskwright.node import SECTOR, Bytes, Image, Node, Truncatable
 from diskwright.passing import Passing
 
 
@@ -28,8 +28,8 @@ class Preallocate(Passing):
 
     @property
     def size(self) -> int:
-        """Bytes, without what is reserved."""
-        return self._data_end if self._reserved_end else super().size
+        """Bytes, whole sectors, without what is reserved."""
+        return self._data_end + -self._data_end % SECTOR if self._reserved_end else super().size
 
     def write_at(self, offset: int, data: Bytes) -> None:
         """Reserve space if the file has to grow, then write."""
