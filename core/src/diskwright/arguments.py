@@ -7,6 +7,8 @@ anywhere among the operands; long names can be cut short while they are unique.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +35,17 @@ def help_hint(program: str) -> str:
     return f"Try '{program} --help' for more info"
 
 
+def terminal_width() -> int:
+    """Columns to print help in: one less than argparse would find out by loading a good deal more."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns) - 2
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns - 2 or 78  # type: ignore[union-attr]
+    except (AttributeError, OSError, ValueError):
+        return 78
+
+
 class Parser(argparse.ArgumentParser):
     """Declares options as argparse does and parses them as ``getopt_long`` does. ``nargs="?"`` stands for an option
     whose value, if any, follows an equals sign; operands are declared for help only and are what is left.
@@ -50,6 +63,10 @@ class Parser(argparse.ArgumentParser):
         action = super().add_argument(*names, **settings)
         self._by_name.update(dict.fromkeys(action.option_strings, action))
         return action
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        """Made for each option that is declared, as argparse checks them by it: so without asking for the width."""
+        return self.formatter_class(self.prog, width=terminal_width())  # type: ignore[call-arg]
 
     def declared(self) -> list[argparse.Action]:
         """All options and operands, in the order of their declaration."""

@@ -8,7 +8,6 @@ numpy is loaded on first use only; importing this module is free.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -92,7 +91,6 @@ def extent_dtype() -> np.dtype[Any]:
     )
 
 
-@dataclass(frozen=True, slots=True)
 class ExtentTable:
     """Extents in order and without gaps, in bulk.
 
@@ -100,8 +98,11 @@ class ExtentTable:
     :ivar nodes: what the column ``node`` refers to; an entry may be ``None``.
     """
 
-    rows: Column
-    nodes: tuple[Node | None, ...]
+    __slots__ = ("nodes", "rows")
+
+    def __init__(self, rows: Column, nodes: tuple[Node | None, ...]) -> None:
+        self.rows = rows
+        self.nodes = nodes
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -6,7 +6,6 @@ The gate knows whether the user named what is opened or an image did, and applie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ImageError, UnsupportedOperation
@@ -19,16 +18,16 @@ from .registry import Registry
 from .tracing import watch
 
 
-@dataclass(eq=False, repr=False)
 class Gate:
     """Opens and creates protocol nodes under a policy.
 
     :ivar opened: how many nodes were opened so far, for tests that count.
     """
 
-    protocols: Registry
-    policy: Policy = field(default_factory=Policy)
-    opened: int = 0
+    def __init__(self, protocols: Registry, policy: Policy | None = None) -> None:
+        self.protocols = protocols
+        self.policy = policy or Policy()
+        self.opened = 0
 
     def open(
         self, name: FileName, *, writable: bool, role: str | None, cache: str, values: Mapping[str, str] | None = None

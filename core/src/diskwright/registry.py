@@ -20,6 +20,7 @@ from .tracing import DRIVER_LOAD
 if TYPE_CHECKING:
     import pluggy
 
+    from .discovery import EntryPoint
     from .extent import Extent, ExtentTable
     from .hookspecs import ProbeHit
     from .node import BlockStatus, Node
@@ -85,6 +86,7 @@ class Registry:
         self._lock = threading.RLock()
         self._manager: pluggy.PluginManager | None = None
         self._drivers: dict[str, object] = {}
+        self._found: dict[str, list[EntryPoint]] = {}
         self._all_loaded = False
 
     @property
@@ -95,6 +97,13 @@ class Registry:
 
             self._manager = DriverManager(self.group)
         return self._manager
+
+    def _points(self, suffix: str = "") -> list[EntryPoint]:
+        """The entry points of the group, or of one that goes with it; looked up once, as they are asked for often."""
+        group = self.group + suffix
+        if group not in self._found:
+            self._found[group] = entry_points(group)
+        return self._found[group]
 
     def register(self, name: str, driver: object) -> None:
         """Add a driver object; entry points need not know it.
@@ -133,14 +142,14 @@ class Registry:
 
         Images and messages say this one. A driver that has a name itself comes before another one's further name.
         """
-        if name in self._drivers or any(point.name == name for point in entry_points(self.group)):
+        if name in self._drivers or any(point.name == name for point in self._points()):
             return name
-        declared = {point.name: point.value for point in entry_points(self.group + ALIASES)}
+        declared = {point.name: point.value for point in self._points(ALIASES)}
         return declared.get(name) or KNOWN_ALIASES.get(name, name)
 
     def _find(self, name: str, given: str) -> object:
         """:param given: what the user calls it."""
-        found = [point for point in entry_points(self.group) if point.name == name]
+        found = [point for point in self._points() if point.name == name]
         if not found:
             raise UnknownFormat(self._unknown.format(given), hint=install_hint(name) or self._similar(given))
         if len(found) > 1:
@@ -158,7 +167,7 @@ class Registry:
 
     def installed(self) -> set[str]:
         """The names of all drivers that are installed; they are not loaded."""
-        return {*self._drivers, *(point.name for point in entry_points(self.group))}
+        return {*self._drivers, *(point.name for point in self._points())}
 
     def knows(self, name: str) -> bool:
         """Whether a driver of that name is installed; it is not loaded."""
@@ -171,7 +180,7 @@ class Registry:
         """
         with self._lock:
             if not self._all_loaded:
-                for name in sorted({point.name for point in entry_points(self.group)}):
+                for name in sorted({point.name for point in self._points()}):
                     with suppress(ImageError):
                         self.load(name)
                 self._all_loaded = True

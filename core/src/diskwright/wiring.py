@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .errors import ImageError, InvalidOption, UnknownFormat
@@ -62,7 +61,6 @@ def open_children(
     return children, request._replace(options={key: scalar_text(value) for key, value in flat(tree).items()})
 
 
-@dataclass(eq=False, repr=False)
 class _Wiring:
     """The nodes of one tree.
 
@@ -71,11 +69,12 @@ class _Wiring:
     :ivar trees: what each node can be opened with again, by its ``id``.
     """
 
-    context: Context
-    role: str | None
-    named: dict[str, Node] = field(default_factory=dict)
-    trees: dict[int, Tree] = field(default_factory=dict)
-    depth: int = 0
+    def __init__(self, context: Context, role: str | None) -> None:
+        self.context = context
+        self.role = role
+        self.named: dict[str, Node] = {}
+        self.trees: dict[int, Tree] = {}
+        self.depth = 0
 
     def image(self, tree: Tree, request: OpenRequest) -> Image:
         """Open the disk that a tree describes."""

@@ -100,6 +100,15 @@ def test_threads_do_not_share_a_compressor(codec: CompressionType) -> None:
     assert not failures
 
 
+def test_a_stream_may_go_on_behind_the_cluster_or_break_off_there() -> None:
+    stream = zlib.compressobj(6, zlib.DEFLATED, -12)
+    blob = stream.compress(TEXT[:70000]) + stream.flush()
+    assert decompress(CompressionType.ZLIB, blob, 65536) == TEXT[:65536]
+    stream = zlib.compressobj(6, zlib.DEFLATED, -12)
+    blob = stream.compress(TEXT[:65536]) + stream.flush(zlib.Z_SYNC_FLUSH)
+    assert decompress(CompressionType.ZLIB, blob, 65536) == TEXT[:65536]
+
+
 @pytest.mark.parametrize("bits", [9, 16, 21])
 def test_compressed_descriptor_round_trip(bits: int) -> None:
     for offset in (512, 513, 1023, 123_456_789):

@@ -6,7 +6,6 @@ switched to them, and then the old ones are freed. Until the switch every bitmap
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -266,7 +265,7 @@ class DirectoryChange:
         self.size = image.header.cluster_size
         self._released: list[Column] = []
         # What will not fit into the header is refused before anything is written.
-        dataclasses.replace(image.header, bitmaps=_PLACEHOLDER).build()
+        image.header._replace(bitmaps=_PLACEHOLDER).build()
 
     def read_table(self, entry: BitmapEntry) -> Column:
         """The table of a bitmap, without entries that make no sense if nobody relies on it anyway."""

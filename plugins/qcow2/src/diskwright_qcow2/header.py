@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedFeature
 from diskwright.node import SECTOR
@@ -29,18 +28,8 @@ _MAX_INT64 = 2**63 - 1
 _MAX_L1_INDEX = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Header:
-    """Header fields and extensions of an image; all of them are within their limits.
-
-    What follows from them is computed once, as reading and writing ask for it all the time.
-
-    :ivar size: virtual disk size as stored, bytes; see :attr:`disk_size`.
-    :ivar l1_size: entries of the active L1 table, VM state included.
-    :ivar stale_bitmaps: whether the image has bitmaps that were not kept current, so that they are none any more.
-    :ivar unknown_fields: header bytes behind those known here, kept on rewriting.
-    :ivar unknown_extensions: header extensions not known here, kept on rewriting.
-    """
+class _Fields(NamedTuple):
+    """What a header holds."""
 
     version: int
     cluster_bits: int
@@ -65,6 +54,19 @@ class Header:
     stale_bitmaps: bool = False
     unknown_fields: bytes = b""
     unknown_extensions: tuple[Extension, ...] = ()
+
+
+class Header(_Fields):
+    """Header fields and extensions of an image; all of them are within their limits.
+
+    What follows from them is computed once, as reading and writing ask for it all the time.
+
+    :ivar size: virtual disk size as stored, bytes; see :attr:`disk_size`.
+    :ivar l1_size: entries of the active L1 table, VM state included.
+    :ivar stale_bitmaps: whether the image has bitmaps that were not kept current, so that they are none any more.
+    :ivar unknown_fields: header bytes behind those known here, kept on rewriting.
+    :ivar unknown_extensions: header extensions not known here, kept on rewriting.
+    """
 
     @cached_property
     def cluster_size(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,11 +13,8 @@ from diskwright.facts import Description, Limits, Snapshot
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import SECTOR, Buffer, Node, Placement, WritableImage, read_through
 
-from . import encryption
 from .header import Header
 from .layout import Compatible, CryptMethod, Incompatible
-from .runtime import Runtime
-from .snapshots import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
     from .bitmaps import BitmapEntry
     from .crypt import Encryption
     from .l2 import L2Tables, Table
+    from .runtime import Runtime
     from .snapshots import MendedTable, SnapshotEntry
     from .writer import ImageWriter
 
@@ -47,14 +44,12 @@ class Qcow2Image(WritableImage):
     :ivar reader: for metadata in :attr:`file`.
     :ivar data_node: the node that guest clusters stand in: :attr:`file`, or the external data file.
     :ivar stored_bitmaps: names of the bitmaps that have been stored since the image was opened.
-    :ivar runtime: how the image is to be handled while it is open.
     :ivar crypt: the cipher of an encrypted image, ``None`` if it was opened to be described only.
     :ivar mended: the snapshot table as a repair that is under way leaves it, see :func:`.snapshots.mend_snapshots`.
     """
 
     crypt: Encryption | None = None
     mended: MendedTable | None = None
-    runtime = Runtime()
     stored_bitmaps: set[str]
 
     def __init__(self, source: Node, options: OpenOptions) -> None:
@@ -72,8 +67,12 @@ class Qcow2Image(WritableImage):
         self.subcluster_size = header.subcluster_size
         self.encrypted = header.crypt_method != CryptMethod.NONE
         self.data_node = source
-        self.runtime = Runtime.from_values(header, options.values, discard=options.discard)
-        encryption.require_format(header, options.values)
+        self._values, self._discard = options.values, options.discard
+        if options.values:
+            from .encryption import require_format
+
+            _ = self.runtime  # what is wrong with them is an error of opening
+            require_format(header, options.values)
         luks = self.luks
         self._require_bitmaps(options)
         if "data-file" in options.children:
@@ -86,13 +85,15 @@ class Qcow2Image(WritableImage):
             raise InvalidImage("qcow2: Image is corrupt; cannot be opened read/write", filename=self.file.filename)
         _ = self.l2  # what cannot be read is an error of opening
         if not options.check:
-            require_table(self.reader, header)
+            self._require_snapshots()
         if header.has_data_file and self.data_node is self.file:
             if not header.data_file:
                 raise InvalidImage("'data-file' is required for this image", filename=source.filename)
             self.data_node = options.open_child(header.data_file, "data-file")
         if self.encrypted:
-            encryption.require_package()
+            from .encryption import require_package
+
+            require_package()
             from .crypt import open_encryption
 
             self.crypt = open_encryption(self, luks, options.values, options.secret)
@@ -105,6 +106,13 @@ class Qcow2Image(WritableImage):
             from .bitmap_ops import require_tables
 
             require_tables(self)
+
+    def _require_snapshots(self) -> None:
+        """Refuse a snapshot table that cannot be, without reading it."""
+        if self.header.nb_snapshots:
+            from .snapshots import require_table
+
+            require_table(self.reader, self.header)
 
     def make_clean(self) -> None:
         """Repair an image that was not closed cleanly; to be called before it is changed for the first time.
@@ -121,9 +129,20 @@ class Qcow2Image(WritableImage):
                 raise InvalidImage("qcow2: Could not repair dirty image", filename=self.file.filename)
 
     @cached_property
+    def runtime(self) -> Runtime:
+        """How the image is to be handled while it is open."""
+        from .runtime import Runtime
+
+        return Runtime.from_values(self.header, self._values, discard=self._discard)
+
+    @cached_property
     def luks(self) -> LuksHeader | None:
         """The LUKS header, see :func:`.encryption.read_luks_header`."""
-        return encryption.read_luks_header(self.reader, self.header)
+        if self.header.crypto is None:
+            return None
+        from .encryption import read_luks_header
+
+        return read_luks_header(self.reader, self.header)
 
     @property
     def cipher(self) -> Encryption | None:
@@ -155,10 +174,12 @@ class Qcow2Image(WritableImage):
     @cached_property
     def snapshots(self) -> list[SnapshotEntry]:
         """The internal snapshots, as the table in the file lists them."""
-        from .snapshots import read_snapshots
-
         if self.mended is not None:
             return self.mended.entries
+        if not self.header.nb_snapshots:
+            return []
+        from .snapshots import read_snapshots
+
         try:
             return read_snapshots(self.reader, self.header)
         except InvalidImage as error:
@@ -167,6 +188,8 @@ class Qcow2Image(WritableImage):
     @cached_property
     def bitmaps(self) -> list[BitmapEntry]:
         """The persistent dirty bitmaps, as the directory in the file lists them."""
+        if self.header.bitmaps is None:
+            return []
         from .bitmaps import read_bitmaps
 
         return read_bitmaps(self.reader, self.header)
@@ -230,8 +253,6 @@ class Qcow2Image(WritableImage):
         )
 
     def _specific(self) -> dict[str, Any]:
-        from .bitmaps import describe_bitmaps
-
         header = self.header
         v3 = header.version > 2
         facts: dict[str, Any] = {
@@ -241,12 +262,16 @@ class Qcow2Image(WritableImage):
         if v3:
             facts["lazy-refcounts"] = bool(header.compatible_features & Compatible.LAZY_REFCOUNTS)
         if self.bitmaps:
+            from .bitmaps import describe_bitmaps
+
             facts["bitmaps"] = describe_bitmaps(self.bitmaps)
         facts["refcount-bits"] = header.refcount_bits
         if header.has_data_file and header.data_file:
             facts["data-file"] = header.data_file
         if self.encrypted:
-            facts["encrypt"] = encryption.describe(self)
+            from .encryption import describe
+
+            facts["encrypt"] = describe(self)
         if header.has_data_file:
             facts["data-file-raw"] = header.raw_data_file
         if v3:
@@ -267,7 +292,7 @@ class Qcow2Image(WritableImage):
 
         :param fields: header fields that have changed with them.
         """
-        self.header = dataclasses.replace(self.header, **fields)
+        self.header = self.header._replace(**fields)
         for name in ("l2", "snapshots", "writer"):
             self.__dict__.pop(name, None)
         if "recorder" in self.__dict__ and self.recorder.marks:
@@ -321,8 +346,10 @@ class Qcow2Image(WritableImage):
 
     def compress(self, data: memoryview) -> bytes | None:
         """One cluster compressed as this image does it; ``None`` if that does not make it smaller."""
-        encryption.refuse_compression(self)
         from .codec import compress
+        from .encryption import refuse_compression
+
+        refuse_compression(self)
 
         return compress(self.header.compression_type, data, self.header.cluster_size)
 

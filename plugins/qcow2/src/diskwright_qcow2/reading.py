@@ -102,7 +102,7 @@ def read_compressed(image: Qcow2Image, offset: int, view: memoryview) -> None:
         position = stop
 
 
-def read_compressed_cluster(image: Qcow2Image, entry: int) -> bytes:
+def read_compressed_cluster(image: Qcow2Image, entry: int) -> bytes | bytearray:
     """The guest bytes of one compressed cluster.
 
     :param entry: its L2 entry.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -214,7 +213,7 @@ def _note_features(image: Qcow2Image, features: Incompatible) -> None:
     disk.barrier()
     disk.write(_FEATURES_FIELD, b"".join(int(field).to_bytes(8, "big") for field in fields))
     disk.barrier()
-    image.header = replace(header, incompatible_features=features, autoclear_features=known)
+    image.header = header._replace(incompatible_features=features, autoclear_features=known)
 
 
 def _write_structures(image: Qcow2Image, found: Examination) -> None:
