@@ -31,6 +31,9 @@ QEMU_IMG = "qemu-img"
 UNTRUSTED = "untrusted"
 """The policy that commands with an option of this name apply then."""
 
+LARGE_BLOCK = 31 << 20
+"""Bytes: the most that glibc learns to keep, less what it needs itself."""
+
 TRACEBACK_VARIABLE = "DISKWRIGHT_TRACEBACK"
 """Environment variable: if set, expected errors show their traceback too."""
 
@@ -105,8 +108,7 @@ def main(arguments: list[str] | None = None, program: str = "diskwright") -> int
     :param arguments: as in ``sys.argv[1:]``, which is the default.
     :returns: the exit code.
     """
-    # Image work needs no linear algebra: the threads that numpy's would start only take address space.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _settle()
     app = App(program)
     try:
         code = _dispatch(app, sys.argv[1:] if arguments is None else arguments)
@@ -116,6 +118,15 @@ def main(arguments: list[str] | None = None, program: str = "diskwright") -> int
     finally:
         app.stop_tracing()
     return code
+
+
+def _settle() -> None:
+    """Prepare the process for arrays that come and go by the thousand."""
+    # Image work needs no linear algebra: the threads that numpy's would start only take address space.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # glibc returns a large block to the system as soon as it is free, until it has seen one as large come and go: the
+    # page faults of those that follow would take longer than the work on them. This one is never touched.
+    bytes(LARGE_BLOCK)
 
 
 def _report(app: App, failure: BaseException) -> int:

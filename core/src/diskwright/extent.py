@@ -144,19 +144,22 @@ class ExtentTable:
 
     def clipped(self, start: int, end: int) -> ExtentTable:
         """The part of the map between two guest offsets; rows are cut where needed, none may be left."""
-        import numpy as np
-
-        ends = self.rows["offset"] + self.rows["length"]
-        first = int(np.searchsorted(ends, start, side="right"))
-        last = int(np.searchsorted(self.rows["offset"], end, side="left"))
+        # Rows follow each other without gaps, so where they start is enough to know.
+        offsets = self.rows["offset"]
+        first = max(0, int(offsets.searchsorted(start, side="right")) - 1)
+        last = int(offsets.searchsorted(end, side="left"))
+        if first < last and start >= self.end:
+            last = first
         rows = self.rows[first:last].copy()
         if len(rows):
-            skipped = max(0, start - int(rows["offset"][0]))
-            rows["offset"][0] += skipped
-            rows["length"][0] -= skipped
-            if rows["node_offset"][0] != NO_OFFSET:
-                rows["node_offset"][0] += skipped
-            rows["length"][-1] = min(int(rows["offset"][-1] + rows["length"][-1]), end) - int(rows["offset"][-1])
+            head = rows[0]
+            skipped = max(0, start - int(head["offset"]))
+            head["offset"] += skipped
+            head["length"] -= skipped
+            if head["node_offset"] != NO_OFFSET:
+                head["node_offset"] += skipped
+            tail = rows[-1]
+            tail["length"] = min(int(tail["length"]), end - int(tail["offset"]))
         return ExtentTable(rows, self.nodes)
 
 

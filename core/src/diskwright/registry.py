@@ -87,6 +87,7 @@ class Registry:
         self._manager: pluggy.PluginManager | None = None
         self._drivers: dict[str, object] = {}
         self._found: dict[str, list[EntryPoint]] = {}
+        self._abilities: dict[str, set[str]] = {}
         self._all_loaded = False
 
     @property
@@ -121,6 +122,7 @@ class Registry:
                     self.manager.unregister(driver)
                 raise ImageError(f"Driver '{name}' does not fit this version of diskwright: {error}") from error
             self._drivers[name] = driver
+            self._abilities[name] = {caller.name for caller in self.manager.get_hookcallers(driver) or ()}
 
     def load(self, name: str) -> object:
         """The driver of that name.
@@ -193,10 +195,10 @@ class Registry:
     def has(self, hook: str, name: str) -> bool:
         """Whether the driver implements a hook: that is what a capability is. One that is not here has none."""
         try:
-            plugin = self.load(name)
+            self.load(name)
         except UnknownFormat:
             return False
-        return any(caller.name == hook for caller in self.manager.get_hookcallers(plugin) or ())
+        return hook in self._abilities[self.proper_name(name)]
 
     def call(self, hook: str, name: str, /, **arguments: Any) -> Any:
         """Call a hook of one driver.
@@ -206,7 +208,6 @@ class Registry:
         """
         self.load(name)
         if not self.has(hook, name):
-            self.load(name)  # one that is not installed is what there is to say
             raise UnsupportedOperation(f"Driver '{name}' does not support {hook.replace('_', ' ')}")
         return self._caller(hook, name)(**arguments)
 

@@ -22,7 +22,7 @@ from .pool import Workers, worker_count
 if TYPE_CHECKING:
     from ..extent import Column
 
-CHUNK = 1 << 20
+CHUNK = 2 << 20
 """Bytes compared at a time; each thread has two buffers of this length."""
 
 NEAR = 256 << 10

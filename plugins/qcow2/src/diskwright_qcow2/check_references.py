@@ -103,14 +103,27 @@ class References:
             offsets, ends, weights = offsets[inside], ends[inside], weights[inside]
         first: Column = offsets >> bits
         last: Column = (ends - 1) >> bits
-        for step in range(3):
+        self._count(first, weights)
+        for step in (1, 2):
             more = first + step <= last
             if not more.any():
                 break
-            clusters = first[more] + step if step or not more.all() else first
-            self._touched[clusters >> _PAGE_BITS] = True
-            np.add.at(self.counts, clusters, weights[more].astype(np.uint32))
+            self._count(first[more] + step, weights[more])
         return outside
+
+    def _count(self, clusters: Column, weights: Column) -> None:
+        """Count references to clusters of the file, which may repeat; those in order are counted faster."""
+        if not len(clusters):
+            return
+        self._touched[clusters >> _PAGE_BITS] = True
+        weights = weights.astype(np.uint32)
+        steps = clusters[1:] - clusters[:-1]
+        if (steps == 1).all():
+            self.counts[clusters[0] : clusters[0] + len(clusters)] += weights
+        elif (steps > 0).all():
+            self.counts[clusters] += weights
+        else:
+            np.add.at(self.counts, clusters, weights)
 
     def count_inside(self, offset: int) -> None:
         """Count a reference to one cluster that is, or is going to be, in the file."""
@@ -221,8 +234,11 @@ class StoredRefcounts:
     def of(self, clusters: Column) -> tuple[Column, Column]:
         """The counts of some clusters, and which of them can be read; those behind the end of the file have none."""
         inside = clusters < len(self.counts)
-        found = np.zeros(len(clusters), self.counts.dtype)
-        found[inside] = self.counts[clusters[inside]]
+        if inside.all():
+            found = self.counts[clusters]
+        else:
+            found = np.zeros(len(clusters), self.counts.dtype)
+            found[inside] = self.counts[clusters[inside]]
         if not self.unreadable:
             return found, np.ones(len(clusters), bool)
         starts, ends = np.array(self.unreadable, np.int64).T

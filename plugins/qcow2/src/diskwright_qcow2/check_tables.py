@@ -86,6 +86,18 @@ class _Batch:
     per_table: int
 
 
+def _repeated(values: Column, times: int) -> Column:
+    """Each value so many times; where all are the same, without taking memory for it."""
+    if (values == values[0]).all():
+        return np.broadcast_to(values[0], len(values) * times)
+    return np.repeat(values, times)
+
+
+def _at(column: Column, places: Column) -> Column:
+    """The rows of a column at some places, in order; the column itself if these are all."""
+    return column if len(places) == len(column) else column[places]
+
+
 class TableCheck:
     """Walks over all L1 and L2 tables of an image.
 
@@ -258,21 +270,22 @@ class TableCheck:
                 use.offsets[chosen].tolist(),
                 entries,
                 bitmaps,
-                np.repeat(use.uses[chosen], per_table),
-                np.repeat(active, per_table),
-                np.repeat(active * known, per_table),
+                _repeated(use.uses[chosen], per_table),
+                _repeated(active, per_table),
+                _repeated(active * known, per_table),
                 per_table,
             )
 
     def _check_batch(self, batch: _Batch) -> None:
         entries = batch.entries
-        used = (entries != 0) if not self.header.extended_l2 else ((entries | batch.bitmaps) != 0)
-        if not used.any():
+        bits = np.bitwise_or.reduce(entries)  # all that any entry has: most batches have nothing out of the ordinary
+        if not bits and not (self.header.extended_l2 and batch.bitmaps.any()):
             return
-        compressed = (entries & _COMPRESSED) != 0
-        bad = used & ~compressed & ((entries & np.uint64(layout.L2_RESERVED_MASK)) != 0)
-        self._report(batch, bad, 0, lambda i: f" found l2 entry with reserved bits set: {int(entries[i]):x}")
-        if compressed.any():
+        compressed = (entries & _COMPRESSED) != 0 if bits & _COMPRESSED else np.zeros(len(entries), bool)
+        if bits & np.uint64(layout.L2_RESERVED_MASK):
+            bad = ~compressed & ((entries & np.uint64(layout.L2_RESERVED_MASK)) != 0)
+            self._report(batch, bad, 0, lambda i: f" found l2 entry with reserved bits set: {int(entries[i]):x}")
+        if bits & _COMPRESSED:
             self._check_compressed(batch, compressed)
         placed = ~compressed & ((entries & _OFFSET_MASK) != 0)
         if self.header.has_data_file:
@@ -280,7 +293,8 @@ class TableCheck:
             placed |= ~compressed & ~zero & ((entries & _COPIED) != 0)
         if self.header.extended_l2:
             self._check_bitmaps(batch, compressed, placed)
-        placed = self._check_alignment(batch, placed)
+        if bits & _OFFSET_MASK & np.uint64(self.header.cluster_size - 1):
+            placed = self._check_alignment(batch, placed)
         if placed.any():
             self._check_placed(batch, placed)
             self._fragments(batch, placed)
@@ -381,8 +395,8 @@ class TableCheck:
 
     def _check_placed(self, batch: _Batch, placed: Column) -> None:
         places = np.flatnonzero(placed)
-        entries, weights = batch.entries[places], batch.weights[places]
-        offsets = (entries & _OFFSET_MASK).astype(np.int64)
+        entries, weights = _at(batch.entries, places), _at(batch.weights, places)
+        offsets = (entries & _OFFSET_MASK).view(np.int64)
         if self.header.has_data_file:
             counts: Column = np.ones(len(offsets), np.uint8)
             readable: Column = np.ones(len(offsets), bool)
@@ -390,7 +404,7 @@ class TableCheck:
             outside = self.references.add_many(offsets, self.header.cluster_size, weights)
             self._report_outside(batch, places, outside, offsets, self.header.cluster_size)
             counts, readable = self.stored.of(offsets >> self.header.cluster_bits)
-        active = batch.copied[places]
+        active = _at(batch.copied, places)
         bad = np.flatnonzero(((counts == 1) != ((entries & _COPIED) != 0)) & (active > 0) & readable)
         self.wrong_flags += int(active[bad].sum())
         for i in bad[: self._flags.room].tolist():
@@ -403,9 +417,11 @@ class TableCheck:
         places = np.flatnonzero(placed & (batch.active > 0))
         if not len(places):
             return
-        active = batch.active[places]
-        offsets = (batch.entries[places] & _OFFSET_MASK).astype(np.int64)
-        same_table = places[1:] // batch.per_table == places[:-1] // batch.per_table
-        apart = same_table & (offsets[1:] != offsets[:-1] + self.header.cluster_size)
+        active = _at(batch.active, places)
+        offsets = (_at(batch.entries, places) & _OFFSET_MASK).view(np.int64)
+        apart = offsets[1:] - offsets[:-1] != self.header.cluster_size
+        # Tables begin anew: the first cluster of one may be anywhere.
+        begins = np.searchsorted(places, np.arange(1, len(batch.offsets)) * batch.per_table)
+        apart[begins[(begins > 0) & (begins < len(places))] - 1] = False
         self.result.allocated_clusters += int(active.sum())
         self.result.fragmented_clusters += int(active[1:][apart].sum())
