@@ -116,8 +116,8 @@ def test_a_map_that_fails(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress(world: Any) -> None:
-    raw(world, "a", CONTENT[: 2 * MIB])
-    raw(world, "b", CONTENT[: 2 * MIB])
+    raw(world, "a", CONTENT[: 2 * MIB] * 2)
+    raw(world, "b", CONTENT[: 2 * MIB] * 2)
     expected = "".join(f"    ({percent:.2f}/100%)\r" for percent in (0, 50, 100))
     assert world.run("compare", "-p", "a", "b")[1] == expected + "Images are identical.\n\n"
     assert world.run("compare", "-p", "-q", "a", "b")[1] == ""
