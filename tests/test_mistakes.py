@@ -56,7 +56,6 @@ BETTER = {
     "the file is not overwritten while it is read": ["dd if=a.raw of=a.raw"],
     "what cannot be created is not measured": ["measure -O qcow2 -o extended_l2=on,compat=0.10 --size 1M"],
     "nothing has been written before it is told": ["rebase -b nosuch o.qcow2"],
-    "nothing is going to be written, so there is nothing to warn of": ["commit a.raw", "commit dir"],
     "sizes are told apart from signs": ["resize a.qcow2 8E", "resize a.qcow2 +8E"],
     "one warning is enough": ["snapshot -a x a.raw"],
     "the first of two mistakes": ["snapshot -a x bm.qcow2"],
