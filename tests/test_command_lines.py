@@ -92,7 +92,7 @@ def compare(rng: Chooser) -> list[str]:
 
 def measure(rng: Chooser) -> list[str]:
     format = rng.choice(("raw", "qcow2"))
-    options = creation_options(rng, ("0.10", "1.1")) if format == "qcow2" else []
+    options = creation_options(rng, ("1.1",)) if format == "qcow2" else []
     what = ["--size", rng.choice(SIZES)] if rng.random() < 0.4 else [any_image(rng)]
     return ["measure", *maybe(rng, "--output=json"), "-O", format, *options, *what]
 
