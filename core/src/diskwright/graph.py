@@ -105,6 +105,9 @@ def _open_layer(context: Context, filename: str, format: str | None, request: Op
         return open_tree(context, tree_from_options(filename), format, request, role)
     if filename.startswith(JSON_PREFIX):
         return open_tree(context, tree_from_json(filename), format, request, role)
+    if format is not None and not context.formats.knows(format) and context.protocols.knows(format):
+        # A protocol as the format: the image is the bytes of the file.
+        return open_tree(context, {"filename": filename}, format, request, role)
     if format is not None:
         context.formats.load(format)
     with ExitStack() as undo:

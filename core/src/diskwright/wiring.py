@@ -30,6 +30,15 @@ MAX_OPTION_FILE = 1 << 20
 """Most bytes of a file that an option names, such as blkdebug's rules."""
 
 
+class _Name(str):
+    """What stands in a name that is more than a path, and so may have the prefix of a protocol itself.
+
+    As QEMU has it, no prefix is looked for where the options of a node are given one by one.
+    """
+
+    __slots__ = ()
+
+
 def open_tree(context: Context, tree: Tree, format: str | None, request: OpenRequest, role: str | None) -> Image:
     """Open an image that is named by the options of its nodes; the tree is consumed.
 
@@ -270,7 +279,8 @@ class _Wiring:
         """Open the node that a name stands for."""
         filters = self.context.filters
         if not self.context.protocols.knows(name.protocol) and filters.knows(name.protocol):
-            tree = nested(filters.call("tree_of_name", name.protocol, filename=name.path))
+            values = filters.call("tree_of_name", name.protocol, filename=name.path)
+            tree = nested({key: _Name(value) if isinstance(value, str) else value for key, value in values.items()})
             return self._filter(name.protocol, tree, request, protocol=True)
         return self.context.gate.open(name, writable=request.writable, role=self.role, cache=request.cache)
 
@@ -279,7 +289,9 @@ class _Wiring:
         filename = tree.get("filename")
         if filename is None or isinstance(filename, dict):
             raise InvalidOption('A block device must be specified for "file"' if tree else "No file name is given")
-        name = parse_filename(scalar_text(filename))
+        if not isinstance(filename, _Name):
+            return self._protocol_node(local_filename(scalar_text(filename)), tree, request)
+        name = parse_filename(filename)
         if not self.context.protocols.knows(name.protocol) and self.context.filters.knows(name.protocol):
             return self.named_file(name, request)
         return self._protocol_node(name, tree, request)

@@ -119,11 +119,8 @@ def run(args: Namespace, app: App) -> int:
     _check_source(args)
     _check_target(args)
     from ..engine.convert import convert
-    from ..engine.creation import require_format
 
     format = None if args.target_image_opts else args.target_format or "raw"
-    if format is not None:
-        require_format(app.context, format)
     request = _request(args, format)
     # Nothing but the image may be on standard output then.
     shown_on = app.err if request.target == STANDARD_OUTPUT else app.out

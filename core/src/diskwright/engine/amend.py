@@ -57,7 +57,7 @@ def _can_amend(context: Context, format: str) -> bool:
     try:
         context.formats.load(format)
     except UnknownFormat as error:
-        if format in READ_ONLY_FORMATS or context.filters.knows(format):
+        if format in READ_ONLY_FORMATS or context.protocols.knows(format) or context.filters.knows(format):
             return False
         raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
     return context.formats.has("amend", format) and context.formats.has("amend_options", format)

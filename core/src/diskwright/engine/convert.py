@@ -71,11 +71,12 @@ def convert(context: Context, request: ConvertRequest, progress: Progress = no_p
 
     :raises ImageError: it failed; a target that did not exist is not there, one that was to be replaced is as before.
     """
-    _require_single_source(request)
-    values = _target_values(context, request) if request.create else {}
     with ExitStack() as stack:
+        # What is wrong with a source is told before what is wrong with the target, as QEMU does.
         sources = [stack.enter_context(_open_source(context, name, request)) for name in request.sources]
+        _require_single_source(request)
         run = _Conversion(context, request, sources, progress)
+        values = _target_values(context, request) if request.create else {}
         if request.create and _is_sequential(context, request.target):
             run.into_stream(values)
         elif request.create:
@@ -178,7 +179,7 @@ class _Conversion:
                 raise error.in_context(f"{name}: error while converting {format}") from error
             target = creation.opened(node, name, format)
             zeroed = target.new_reads_zero()
-            self._copy(target, self._options(target, zeroed=zeroed, shared=target.backing is not None))
+            self._copy(target, self._options(target, zeroed=zeroed, shared=self._shares_with(target)))
 
     def into_stream(self, values: Mapping[str, Any]) -> None:
         """Write a new image from its first byte to its last.
@@ -211,9 +212,13 @@ class _Conversion:
         for node in _own_nodes(target):
             require_unused(node, self.images)
         self._require_bitmaps(target.driver)
-        shared = self.request.backing_file is not None and target.backing is not None
+        shared = self.request.backing_file is not None and self._shares_with(target)
         self._copy(target, self._options(target, zeroed=self.request.target_is_zero, shared=shared))
         target.flush()
+
+    def _shares_with(self, target: Image) -> bool:
+        """Whether both stand on other layers; a source that stands on none has zeros where it has nothing."""
+        return target.backing is not None and self.sources[0].backing is not None
 
     def _require_bitmaps(self, format: str) -> None:
         if self.request.bitmaps and not self.context.formats.has("bitmap_add", format):

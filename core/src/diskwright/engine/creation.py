@@ -261,7 +261,7 @@ def _with_proper_backing(context: Context, values: Mapping[str, Any]) -> dict[st
     if "backing_file" not in values:
         raise InvalidOption("Backing format cannot be used without backing file")
     proper = context.formats.proper_name(format)
-    if not context.formats.knows(proper) and proper not in PACKAGES:
+    if not context.formats.knows(proper) and not context.protocols.knows(proper) and proper not in PACKAGES:
         raise InvalidOption(f"Parameter 'backing-fmt' does not accept value '{format}'")
     return {**values, "backing_fmt": proper}
 

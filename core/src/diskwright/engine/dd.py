@@ -44,8 +44,8 @@ def dd(context: Context, request: DdRequest, progress: Progress = no_progress) -
     :returns: whether the part begins inside the input; if not, the new image is empty.
     :raises ImageError: it failed; a target that did not exist is not there, one that did is as before.
     """
-    require_format(context, request.format)
     with context.open(request.source, request.source_format, force_share=request.force_share) as source:
+        require_format(context, request.format)
         end = source.size if request.count is None else min(request.count * request.block_size, source.size)
         start = request.skip * request.block_size
         window = Window(source, min(start, end), end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOption, UnsupportedOperation
 from ..extent import Kind
@@ -44,19 +44,9 @@ def measure(context: Context, request: MeasureRequest) -> Measurement:
     :raises UnsupportedOperation: the format cannot tell.
     :raises ImageError: the source cannot be read, or the options do not fit.
     """
-    declared = declared_options(context, request.format, "any")
-    try:
-        values = parse_options(declared, request.options)
-    except InvalidChoice:
-        raise
-    except InvalidOption as error:
-        told = f"Invalid options for file format '{request.format}'"
-        raise InvalidOption(told, before=str(error), hint=error.hint) from error
-    values.pop("size", None)
-    if not context.formats.has("measure", request.format):
-        raise UnsupportedOperation(f"Block driver '{request.format}' does not support size measurement")
 
     def call(size: int, ranges: Iterator[tuple[int, int]], source: Image | None) -> Measurement:
+        values = _typed_options(context, request)
         found: Measurement = context.formats.call(
             "measure",
             request.format,
@@ -79,6 +69,22 @@ def measure(context: Context, request: MeasureRequest) -> Measurement:
 
             disk = view(context, image, request.snapshot)
         return call(disk.size, data_ranges(disk), image)
+
+
+def _typed_options(context: Context, request: MeasureRequest) -> dict[str, Any]:
+    """The creation options, without the size."""
+    declared = declared_options(context, request.format, "any")
+    try:
+        values = parse_options(declared, request.options)
+    except InvalidChoice:
+        raise
+    except InvalidOption as error:
+        told = f"Invalid options for file format '{request.format}'"
+        raise InvalidOption(told, before=str(error), hint=error.hint) from error
+    values.pop("size", None)
+    if not context.formats.has("measure", request.format):
+        raise UnsupportedOperation(f"Block driver '{request.format}' does not support size measurement")
+    return values
 
 
 def data_ranges(image: Image) -> Iterator[tuple[int, int]]:

@@ -85,7 +85,7 @@ def _require_known_format(context: Context, request: RebaseRequest) -> None:
         raise InvalidOption(
             f"Could not change the backing file to '{request.backing_file}': backing format must be specified"
         )
-    if request.backing_format is not None:
+    if request.backing_format is not None and not context.protocols.knows(request.backing_format):
         try:
             context.formats.load(request.backing_format)
         except UnknownFormat as error:

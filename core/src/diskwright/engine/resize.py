@@ -59,9 +59,12 @@ def set_size(context: Context, image: Image, size: int, preallocation: str = "of
     """Give an open image, or the one below the filters, another size in bytes.
 
     :raises UnsupportedOperation: its format cannot.
+    :raises InvalidOption: its format has no such sizes.
     """
     disk = unfiltered(image)
     if context.formats.has("resize", disk.driver):
+        if size % SECTOR and disk.cluster_size is not None:
+            raise InvalidOption(f"The new size must be a multiple of {SECTOR}")
         context.formats.call("resize", disk.driver, image=disk, size=size, preallocation=preallocation)
     elif isinstance(disk, Passing):
         disk.truncate(size, preallocation)
@@ -77,9 +80,6 @@ def new_size(image: Image, request: ResizeRequest) -> int:
     size = image.size + request.sign * request.size if request.sign else request.size
     if size <= 0:
         raise InvalidOption("New image size must be positive")
-    if size % SECTOR and image.cluster_size is not None:
-        raise InvalidOption(f"The new size must be a multiple of {SECTOR}")
-    size += -size % SECTOR
     if size > MAX_INT64:
         raise InvalidOption(f"Invalid image size specified. Must be between 0 and {MAX_INT64}.")
     return size

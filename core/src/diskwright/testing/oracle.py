@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -23,6 +24,12 @@ _BUSY = "Unable to get accurate CPU usage"
 def find_qemu_img() -> str | None:
     """Path of the real qemu-img: the environment variable ``DISKWRIGHT_QEMU_IMG``, or what ``PATH`` has."""
     return shutil.which(os.environ.get("DISKWRIGHT_QEMU_IMG") or "qemu-img")
+
+
+def find_qemu_io() -> str:
+    """Path of the real qemu-io: what is beside the chosen qemu-img, or what ``PATH`` has."""
+    chosen = os.environ.get("DISKWRIGHT_QEMU_IMG")
+    return str(Path(chosen).with_name("qemu-io")) if chosen else shutil.which("qemu-io") or "qemu-io"
 
 
 def unless_busy(run: Callable[[], T], errors: Callable[[T], str]) -> T:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
-from .oracle import qemu_img
+from .oracle import find_qemu_io, qemu_img
 from .secret import SECRET
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -62,10 +60,10 @@ def make_samples(folder: Path) -> None:
 
 
 def _io(image: Path, format: str, *commands: str) -> None:
-    chosen = os.environ.get("DISKWRIGHT_QEMU_IMG")
-    program = str(Path(chosen).with_name("qemu-io")) if chosen else shutil.which("qemu-io") or "qemu-io"
     parts = [part for command in commands for part in ("-c", command)]
-    subprocess.run([program, "-f", format, *parts, image], check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    subprocess.run(
+        [find_qemu_io(), "-f", format, *parts, image], check=True, stdin=subprocess.DEVNULL, capture_output=True
+    )
 
 
 def _damage(folder: Path) -> None:

@@ -24,7 +24,7 @@ NAME = "qemu-img"
 """The name that both answer with."""
 
 _SERVER = """
-import json, os, sys
+import gc, json, os, sys
 import diskwright.cli
 from importlib import import_module
 for name in diskwright.cli.COMMANDS:
@@ -33,6 +33,7 @@ from diskwright.context import Context
 context = Context()
 for registry in (context.formats, context.protocols, context.filters):
     registry.load_all()
+gc.freeze()  # what all children share is not looked through, and so not copied, in each of them
 requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
 for line in requests:
     request = json.loads(line)
@@ -42,7 +43,10 @@ for line in requests:
         os.environ.update(request["environment"])
         for number, name in enumerate((os.devnull, request["out"], request["err"])):
             os.dup2(os.open(name, os.O_CREAT | os.O_RDWR | os.O_TRUNC), number)
-        sys.exit(diskwright.cli.main(request["arguments"], "qemu-img"))
+        code = diskwright.cli.main(request["arguments"], "qemu-img")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without taking apart all that is loaded
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 """
@@ -142,7 +146,7 @@ class Pair:
     def run(self, line: str | Sequence[str]) -> tuple[Ended, Ended]:
         """How both end. What former runs have changed is made up for before."""
         for folder in self.folders:
-            self._restore(folder)
+            self.restore(folder)
         theirs, mine = self.folders
         return real(line, theirs), self.runner(line, mine)
 
@@ -150,7 +154,7 @@ class Pair:
         """Whether a file of that name is not as it was at first, in our folder."""
         return _state(self.folders[1]).get(name) != self.expected.get(name)
 
-    def _restore(self, folder: Path) -> None:
+    def restore(self, folder: Path) -> None:
         """Copy again what has changed, and remove what is new."""
         folder.mkdir(exist_ok=True)
         (folder / "dir").mkdir(exist_ok=True)

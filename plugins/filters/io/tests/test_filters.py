@@ -202,7 +202,7 @@ class TestPreallocate:
             disk.write_zeroes(24, 3, unmap=False)
             assert (disk.size, Path("f").stat().st_size) == (512, 8192)
             disk.truncate(25)
-            assert (disk.size, Path("f").stat().st_size) == (512, 25)
+            assert (disk.size, Path("f").stat().st_size) == (512, 25)  # a disk has whole sectors
             disk.write_at(26, b"4")
         assert Path("f").read_bytes() == b"1" * 10 + b"2" * 10 + bytes(6) + b"4"
 
