@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import diskwright
 from diskwright.context import Context
+from diskwright.engine.mapping import map_image
 from diskwright.errors import ImageError, InvalidOption
 from diskwright.extent import Extent, Kind
 from diskwright.graph import OpenRequest, open_format
@@ -89,6 +91,23 @@ def test_map_agrees_with_qemu_img(tmp_path: Path, offset: int, size: int) -> Non
         ]
     theirs = [(e["start"], e["length"], e["zero"], e["offset"]) for e in json.loads(shown.stdout)]
     assert ours == theirs
+
+
+@pytest.mark.parametrize("tail", [1, 511, 600])
+def test_past_the_page_cache_the_last_block_is_mapped_whole(tmp_path: Path, tail: int) -> None:
+    path, whole = tmp_path / "disk", 64 << 10
+    with path.open("wb") as file:
+        file.seek(whole)
+        file.write(b"x" * (whole - tail))
+    described = {}
+    for direct in ("on", "off"):
+        name = f"driver=raw,file.filename={path},cache.direct={direct}"
+        described[direct] = json.loads(qemu_img("map", "--output=json", "--image-opts", name).stdout)
+        tree = {"driver": "raw", "file.filename": str(path), "cache.direct": direct}
+        with Context().open("json:" + json.dumps(tree)) as image:
+            rows = np.concatenate([table.rows for table in map_image(image)])
+        assert rows[["start", "length"]].tolist() == [(row["start"], row["length"]) for row in described[direct]]
+    assert described["on"] != described["off"]
 
 
 def test_zeroing_without_help_from_the_file() -> None:

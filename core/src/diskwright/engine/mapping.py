@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..extent import NO_OFFSET, ExtentTable, Flag, Kind
-from ..node import Image
+from ..node import SECTOR, Image
 from .chain import layers, resolve
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..extent import Column
+    from ..node import Node
 
 
 class State(IntFlag):
@@ -90,7 +91,7 @@ def map_image(image: Image, offset: int = 0, length: int | None = None) -> Itera
     translator = _Translator(image)
     held = np.zeros(0, translator.dtype)
     for table in resolve(image, offset, end - offset):
-        rows = _merged(np.concatenate((held, translator.translate(table))))
+        rows = _whole_last_block(_merged(np.concatenate((held, translator.translate(table)))), table.nodes)
         # The last row may go on in the next table.
         held = rows[-1:]
         if len(rows) > 1:
@@ -147,3 +148,20 @@ def _merged(rows: Column) -> Column:
     merged = rows[first]
     merged["length"] = np.add.reduceat(rows["length"], first)
     return merged
+
+
+def _whole_last_block(rows: Column, nodes: Sequence[Node | None]) -> Column:
+    """The rows with the last block of a file not cut at the file's end: past the page cache, blocks are read whole.
+
+    Source: qemu block/file-posix.c, raw_co_block_status.
+    """
+    if len(rows) < 2 or not rows["state"][-2] & State.DATA or not int(rows["start"][-1]) % SECTOR:
+        return rows
+    block = max((node.own_limits().request_alignment for node in nodes if node is not None), default=1)
+    moved = min(-int(rows["start"][-1]) % block, int(rows["length"][-1]))
+    rows["length"][-2] += moved
+    rows["length"][-1] -= moved
+    rows["start"][-1] += moved
+    if rows["offset"][-1] != NO_OFFSET:
+        rows["offset"][-1] += moved
+    return rows if rows["length"][-1] else rows[:-1]
