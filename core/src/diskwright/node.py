@@ -2,7 +2,7 @@
 
 A protocol driver's ``open`` returns a :class:`Node` (a file, an export), a format driver's an :class:`Image`. What a
 node can do is what its class implements: there are no ``supports_x`` flags, the core asks with ``isinstance`` against
-the small protocols below. These methods never cross pluggy; they are called from several threads at once.
+the protocols of :mod:`.abilities`. These methods never cross pluggy; they are called from several threads at once.
 """
 
 from __future__ import annotations
@@ -10,10 +10,19 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from enum import IntFlag
 from functools import reduce
-from typing import NamedTuple, Protocol, Self, TypeAlias, runtime_checkable
+from typing import NamedTuple, Self, TypeAlias
 
+from .abilities import AlwaysCompressing as AlwaysCompressing
+from .abilities import Appending as Appending
+from .abilities import Bytes as Bytes
+from .abilities import Compressing as Compressing
+from .abilities import Discarding as Discarding
+from .abilities import Lockable as Lockable
+from .abilities import Permission as Permission
+from .abilities import Truncatable as Truncatable
+from .abilities import Writable as Writable
+from .abilities import Zeroing as Zeroing
 from .buffers import is_zero
 from .errors import ImageError, InvalidImage
 from .extent import Extent, ExtentTable, Kind
@@ -21,24 +30,12 @@ from .facts import Limits
 
 Buffer: TypeAlias = bytearray | memoryview
 """Something writable that :meth:`Node.read_into` fills."""
-Bytes: TypeAlias = bytes | bytearray | memoryview
 
 BlockStatus: TypeAlias = Callable[["Node", int, int], Iterable[Extent | ExtentTable]]
 """A driver's ``block_status`` hook, ready to be called with a node, an offset and a length."""
 
 SECTOR = 512
 """Virtual sizes are whole sectors of this many bytes."""
-
-
-class Permission(IntFlag):
-    """What an opener does to a node, or lets others do meanwhile; the bit positions are QEMU's lock bytes."""
-
-    CONSISTENT_READ = 1
-    WRITE = 2
-    WRITE_UNCHANGED = 4
-    RESIZE = 8
-
-    ALL = 15
 
 
 class Node(ABC):
@@ -162,77 +159,6 @@ class Node(ABC):
         except (OSError, ImageError):
             if error is None:  # what failed first is what the user has to know
                 raise
-
-
-@runtime_checkable
-class Writable(Protocol):
-    """A node that bytes can be written to."""
-
-    def write_at(self, offset: int, data: Bytes) -> None:
-        """Write all of ``data`` at ``offset``; a file grows as needed.
-
-        :raises OSError: the system refused; how much was written is unknown.
-        """
-
-
-@runtime_checkable
-class Truncatable(Protocol):
-    """A node whose size can be set."""
-
-    def truncate(self, size: int, preallocation: str = "off") -> None:
-        """Set the size in bytes; what is new reads as zeros.
-
-        :param preallocation: how space for the new part is reserved: ``off``, ``metadata``, ``falloc`` or ``full``.
-        :raises InvalidOption: the node does not know that mode.
-        """
-
-
-@runtime_checkable
-class Appending(Protocol):
-    """A node whose bytes are written one behind the other, from the first to the last, and never read.
-
-    :ivar leaves_holes: whether zeros cost less than data.
-    """
-
-    leaves_holes: bool
-
-    def append(self, data: Bytes) -> None:
-        """Write all of ``data`` behind what was written before.
-
-        :raises BrokenPipeError: nobody wants more.
-        """
-
-    def append_zeroes(self, length: int) -> None:
-        """Let so many zero bytes follow."""
-
-
-@runtime_checkable
-class Zeroing(Protocol):
-    """A node that can make a range read as zeros without being sent zeros."""
-
-    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Make the range read as zeros.
-
-        :param unmap: whether the space behind the range may be given back.
-        """
-
-
-@runtime_checkable
-class Discarding(Protocol):
-    """A node that can forget a range; what it reads as afterwards is up to the format."""
-
-    def discard(self, offset: int, length: int) -> None: ...
-
-
-@runtime_checkable
-class Lockable(Protocol):
-    """A node that other processes see the use of."""
-
-    def set_permissions(self, used: Permission, shared: Permission) -> None:
-        """Declare what this process does to the node and what it lets others do meanwhile; replaces the last call.
-
-        :raises LockConflict: another process does not go along; then nothing has changed.
-        """
 
 
 class Image(Node):
@@ -444,26 +370,3 @@ def _singly(items: Iterable[Extent | ExtentTable]) -> Iterator[Extent]:
             yield from item
         else:
             yield item
-
-
-@runtime_checkable
-class Compressing(Protocol):
-    """An image that can store a cluster compressed."""
-
-    cluster_size: int | None
-
-    def compress(self, data: memoryview) -> bytes | None:
-        """One cluster of guest data, compressed; ``None`` if it does not get smaller. Threads call this in parallel."""
-
-    def write_compressed(self, offset: int, blob: bytes) -> None:
-        """Store and link the compressed cluster at guest ``offset``; called in guest order."""
-
-
-@runtime_checkable
-class AlwaysCompressing(Protocol):
-    """A disk that compresses whatever is written to it.
-
-    :ivar compressor: the image that it stores the clusters in, which is :class:`Compressing`.
-    """
-
-    compressor: WritableImage

@@ -5,13 +5,13 @@ The lines about an L2 table are kept until all are read, and then reported where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import layout
+from .check_batches import Batch, L1Use, batches
 from .check_lines import TableLines
 from .check_references import References, StoredRefcounts, outside_line
 from .inactive import inactive_l1
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from .image import Qcow2Image
     from .snapshots import SnapshotEntry
 
-BATCH_BYTES = 1 << 20
-"""L2 tables looked at together."""
-
 MAX_GATHERED = 1 << 20
 """L1 entries of snapshots kept before those for the same table are joined."""
 
@@ -35,62 +32,6 @@ _COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
 _ZERO = np.uint64(layout.OFLAG_ZERO)
 _SHIFT = np.uint64(layout.SUBCLUSTERS_ZERO_SHIFT)
 _ALLOCATED = np.uint64(layout.SUBCLUSTERS_ALLOCATED_MASK)
-
-
-@dataclass
-class L1Use:
-    """The L2 tables that L1 tables refer to.
-
-    :ivar offsets: host offset of each table, once, in ascending order.
-    :ivar uses: by how many L1 entries.
-    :ivar active: by how many of the active L1 table.
-    """
-
-    offsets: Column
-    uses: Column
-    active: Column
-
-    @classmethod
-    def of(cls, l1: Column, *, active: bool) -> L1Use:
-        """What one L1 table refers to."""
-        offsets, uses = np.unique(l1[l1 != 0] & _OFFSET_MASK, return_counts=True)
-        return cls(offsets.astype(np.int64), uses, uses if active else np.zeros_like(uses))
-
-    @classmethod
-    def total(cls, parts: list[L1Use]) -> L1Use:
-        """What several L1 tables refer to together."""
-        offsets, inverse = np.unique(np.concatenate([part.offsets for part in parts]), return_inverse=True)
-        uses, active = (np.zeros(len(offsets), np.int64) for _ in range(2))
-        np.add.at(uses, inverse, np.concatenate([part.uses for part in parts]))
-        np.add.at(active, inverse, np.concatenate([part.active for part in parts]))
-        return cls(offsets, uses, active)
-
-
-@dataclass
-class _Batch:
-    """L2 entries of several tables, one behind the other.
-
-    :ivar offsets: host offset of each table.
-    :ivar weights: for each entry, how often its table is used.
-    :ivar active: the same by the active L1 table.
-    :ivar copied: the same again, but 0 where the copied flags cannot be checked as the table's refcount is unknown.
-    :ivar per_table: entries of a table.
-    """
-
-    offsets: list[int]
-    entries: Column
-    bitmaps: Column
-    weights: Column
-    active: Column
-    copied: Column
-    per_table: int
-
-
-def _repeated(values: Column, times: int) -> Column:
-    """Each value so many times; where all are the same, without taking memory for it."""
-    if (values == values[0]).all():
-        return np.broadcast_to(values[0], len(values) * times)
-    return np.repeat(values, times)
 
 
 def _at(column: Column, places: Column) -> Column:
@@ -143,7 +84,7 @@ class TableCheck:
         if len(use.offsets):
             outside = self.references.add_many(use.offsets, self.header.cluster_size, use.uses)
             self.result.corruptions += int(use.uses[outside].sum())
-        for batch in self._batches(use):
+        for batch in batches(self.image, self.stored, use):
             self._check_batch(batch)
         if (self.result.corruptions, self.result.corruptions_fixed) != before:
             self._report_all(active, snapshots)
@@ -220,9 +161,7 @@ class TableCheck:
         """Count the wrong copied flags of the active L1 table itself."""
         self.wrong_flags += int(self._wrong_l1_flags(l1)[1].sum())
 
-    def _report(
-        self, batch: _Batch, bad: Column, rank: int, line: Callable[[int], str], *, fixed: bool = False
-    ) -> None:
+    def _report(self, batch: Batch, bad: Column, rank: int, line: Callable[[int], str], *, fixed: bool = False) -> None:
         """Count corruptions of L2 entries, and keep the lines about them.
 
         :param rank: their place among the lines about one entry.
@@ -246,37 +185,7 @@ class TableCheck:
                 word + (text.lstrip(": ") if fixed else text),
             )
 
-    def _batches(self, use: L1Use) -> Iterator[_Batch]:
-        size = self.header.cluster_size
-        step = max(1, BATCH_BYTES // size)
-        node = self.image.file
-        readable = np.flatnonzero(use.offsets < node.size)
-        for start in range(0, len(readable), step):
-            chosen = readable[start : start + step]
-            data = bytearray(len(chosen) * size)
-            view = memoryview(data)
-            for place, offset in enumerate(use.offsets[chosen].tolist()):
-                node.note_event("l2_load")
-                node.read_into(offset, view[place * size : (place + 1) * size])
-            table = np.frombuffer(data, layout.L2_DTYPE).astype(np.uint64)
-            per_table = self.header.l2_entries
-            active = use.active[chosen]
-            _, known = self.stored.of(use.offsets[chosen] >> self.header.cluster_bits)
-            if self.header.extended_l2:
-                entries, bitmaps = table[0::2], table[1::2]
-            else:
-                entries, bitmaps = table, np.zeros(1, np.uint64)
-            yield _Batch(
-                use.offsets[chosen].tolist(),
-                entries,
-                bitmaps,
-                _repeated(use.uses[chosen], per_table),
-                _repeated(active, per_table),
-                _repeated(active * known, per_table),
-                per_table,
-            )
-
-    def _check_batch(self, batch: _Batch) -> None:
+    def _check_batch(self, batch: Batch) -> None:
         entries = batch.entries
         bits = np.bitwise_or.reduce(entries)  # all that any entry has: most batches have nothing out of the ordinary
         if not bits and not (self.header.extended_l2 and batch.bitmaps.any()):
@@ -299,7 +208,7 @@ class TableCheck:
             self._check_placed(batch, placed)
             self._fragments(batch, placed)
 
-    def _check_compressed(self, batch: _Batch, compressed: Column) -> None:
+    def _check_compressed(self, batch: Batch, compressed: Column) -> None:
         entries, fixed = batch.entries, self.repairing
         shift = np.uint64(layout.compressed_size_shift(self.header.cluster_bits))
         offsets = entries & ((np.uint64(1) << shift) - np.uint64(1))
@@ -332,7 +241,7 @@ class TableCheck:
             good = compressed if fixed else compressed & ~bad
         self._count_compressed(batch, good, offsets, shift)
 
-    def _count_compressed(self, batch: _Batch, good: Column, offsets: Column, shift: np.uint64) -> None:
+    def _count_compressed(self, batch: Batch, good: Column, offsets: Column, shift: np.uint64) -> None:
         places = np.flatnonzero(good)
         sector = np.uint64(layout.COMPRESSED_SECTOR)
         sectors = ((batch.entries & np.uint64(layout.OFLAG_COMPRESSED - 1)) >> shift) + np.uint64(1)
@@ -346,7 +255,7 @@ class TableCheck:
         self.result.fragmented_clusters += number
 
     def _report_outside(
-        self, batch: _Batch, places: Column, outside: Column, starts: Column, lengths: Column | int
+        self, batch: Batch, places: Column, outside: Column, starts: Column, lengths: Column | int
     ) -> None:
         """Report what is referred to behind the end of the file.
 
@@ -364,7 +273,7 @@ class TableCheck:
 
         self._report(batch, bad, 5, line)
 
-    def _check_bitmaps(self, batch: _Batch, compressed: Column, placed: Column) -> None:
+    def _check_bitmaps(self, batch: Batch, compressed: Column, placed: Column) -> None:
         offsets = batch.entries & _OFFSET_MASK
         both = placed & ((batch.bitmaps >> _SHIFT & batch.bitmaps & _ALLOCATED) != 0)
         self._report(
@@ -378,7 +287,7 @@ class TableCheck:
         line = ": Unallocated cluster has non-zero subcluster allocation map"
         self._report(batch, nowhere, 3, lambda _: line, fixed=self.repairing)
 
-    def _check_alignment(self, batch: _Batch, placed: Column) -> Column:
+    def _check_alignment(self, batch: Batch, placed: Column) -> Column:
         """Report clusters that are not at a cluster boundary; those that are left when what can be is replaced."""
         offsets = (batch.entries & _OFFSET_MASK).astype(np.int64)
         unaligned = placed & ((offsets & (self.header.cluster_size - 1)) != 0)
@@ -393,7 +302,7 @@ class TableCheck:
             self._report(batch, bad, 4, lambda i, line=line: f" offset={int(offsets[i]):x}{line}", fixed=fixed)  # type: ignore[misc]
         return placed & ~(unaligned & ~data) if self.repairing else placed
 
-    def _check_placed(self, batch: _Batch, placed: Column) -> None:
+    def _check_placed(self, batch: Batch, placed: Column) -> None:
         places = np.flatnonzero(placed)
         entries, weights = _at(batch.entries, places), _at(batch.weights, places)
         offsets = (entries & _OFFSET_MASK).view(np.int64)
@@ -412,7 +321,7 @@ class TableCheck:
             line = f"data cluster: l2_entry={int(entries[i]):x} refcount={int(counts[i])}"
             self._flags.add(batch.offsets[table], entry, 0, line)
 
-    def _fragments(self, batch: _Batch, placed: Column) -> None:
+    def _fragments(self, batch: Batch, placed: Column) -> None:
         """Statistics of the active L1 table: clusters that do not follow the one before them in their table."""
         places = np.flatnonzero(placed & (batch.active > 0))
         if not len(places):
