@@ -90,6 +90,7 @@ class App:
             hint = without_advice(hint)
         if hint:
             self.err.lines(hint)
+        self.err.flush()
 
     def warn(self, message: str) -> None:
         """Tell of something that does not stop the command."""
@@ -147,10 +148,15 @@ def _report(app: App, failure: BaseException) -> int:
         import traceback
 
         app.err.lines("".join(traceback.format_exception(failure)).rstrip("\n"))
+    code = _explain(app, failure)
     try:
-        app.out.flush()
+        app.out.flush()  # not before: in one pipe for both, QEMU's errors precede what standard output still holds
     except OSError:
         _silence_stdout()
+    return code
+
+
+def _explain(app: App, failure: ImageError | MemoryError | OSError) -> int:
     if isinstance(failure, ImageError):
         if failure.before:
             app.error(failure.before)

@@ -74,7 +74,13 @@ def _create(args: Namespace, app: App, filename: str, size: int | None) -> None:
         backing_format=args.backing_format or backing_format,
         backing_unsafe=args.backing_unsafe,
     )
-    create(app.context, request, (lambda line: None) if args.quiet else app.out.line)
+
+    def announce(line: str) -> None:
+        if not args.quiet:
+            app.out.line(line)
+            app.out.flush()  # where errors go to the same place, this comes before them
+
+    create(app.context, request, announce)
 
 
 def show_options(app: App, format: str, filename: str | None) -> int:

@@ -109,7 +109,10 @@ class _Copy:
         cluster = target.cluster_size
         self.cell = max(CELL, cluster or 0)
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
-        self.block = cluster or max(SECTOR, 1 << max(options.sparse_size, 1).bit_length() - 1)
+        self.block = smallest = cluster or SECTOR
+        if self.compressor is None:  # clusters of zeros are never compressed
+            wanted = 1 << max(options.sparse_size, 1).bit_length() - 1
+            self.block = max(smallest, wanted // smallest * smallest)
         # With all zeros to be written, none gives space back unless the target's options want that.
         self.unmap = options.sparse_size > 0 or target.detect_zeroes == "unmap"
         self.sources = sources
@@ -262,8 +265,9 @@ class _Copy:
             data = list(intersection(wanted, nonzero_runs(view, self.block)))
             return data, list(difference(wanted, data))
         runs = nonzero_runs(view, self.block)
-        if not self.explicit and self.target.cluster_size:
-            return runs, []
+        if not self.explicit and (cluster := self.target.cluster_size):
+            # Short zeros count as data where they are found, not where the sources' maps tell of them.
+            return list(intersection(aligned(wanted, cluster, len(view)), runs)) if self.block > cluster else runs, []
         data = list(intersection(wanted, runs))
         return data, list(difference(wanted, data)) if self.explicit else []
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ImageError, InvalidImage
+from ..errors import ImageError, InvalidImage, InvalidOption
 from ..facts import Description, Limits, Snapshot
 from ..filenames import backing_filename
 from ..node import SECTOR, Image, Node
@@ -31,7 +31,7 @@ class NodeInfo(NamedTuple):
     :ivar cluster_size: bytes, ``None`` if the format has no clusters.
     :ivar dirty: whether the image was not closed cleanly, ``None`` if the driver does not know.
     :ivar backing_file: name of the backing file as the image states it.
-    :ivar backing_path: the name by which that file is opened.
+    :ivar backing_path: the name by which that file is opened, ``None`` if that cannot be known.
     :ivar specific: the format's own facts by QEMU's names, ``None`` if it has none.
     :ivar specific_type: the name that they go by, ``None`` if it is the driver's.
     :ivar limits: what requests to it should look like, ``None`` if that was not asked for.
@@ -121,6 +121,11 @@ def inspect_chain(
                 raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=name)
             seen.add(identity)
             described.append(_described(context, image, limits))
+        stated = described[-1].backing_file
+        if stated is not None and described[-1].backing_path is None:
+            raise InvalidOption(
+                f"Could not determine absolute backing filename, but backing filename '{stated}' present"
+            )
         name, format = described[-1].backing_path, described[-1].backing_format
     return described
 
@@ -206,7 +211,11 @@ def _describe_image(context: Context, image: Image, children: Mapping[str, NodeI
 
 
 def _backing_path(filename: str, backing: str | None) -> str | None:
-    return None if backing is None else backing_filename(filename, backing)
+    """The name to open it by; where there is none, the rest of the image is described all the same."""
+    try:
+        return None if backing is None else backing_filename(filename, backing)
+    except InvalidOption:
+        return None
 
 
 def _allocated_size(node: Node) -> int | None:

@@ -85,6 +85,7 @@ def _require_known_format(context: Context, request: RebaseRequest) -> None:
         raise InvalidOption(
             f"Could not change the backing file to '{request.backing_file}': backing format must be specified"
         )
+    # A device can be named with a protocol's driver, host_device, in the place of a format.
     if request.backing_format is not None and not context.protocols.knows(request.backing_format):
         try:
             context.formats.load(request.backing_format)
@@ -204,7 +205,17 @@ def _differing_runs(
     for first, last in wanted:
         asked[first // block : -(-last // block)] = True
     differing &= asked
+    _join_short_zeros(data, differing, NEAR // block)
     return _runs(differing & data, block, len(old)), _runs(differing & ~data, block, len(old))
+
+
+def _join_short_zeros(data: npt.NDArray[np.bool_], differing: npt.NDArray[np.bool_], most: int) -> None:
+    """Count zeros right behind or before data as data, up to so many blocks: they are written in one go with it."""
+    for first, last in _runs(differing & ~data, 1, len(data)):
+        beside = data[max(first - 1, 0) : first] & differing[max(first - 1, 0) : first]
+        behind = data[last : last + 1] & differing[last : last + 1]
+        if last - first <= most and (beside.any() or behind.any()):
+            data[first:last] = True
 
 
 def _runs(blocks: npt.NDArray[np.bool_], block: int, length: int) -> list[Range]:

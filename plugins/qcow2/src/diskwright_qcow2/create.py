@@ -217,7 +217,7 @@ def _lay_out(target: Node, header: Header, luks: bytes) -> None:
     blocks.write_blocks()
     blocks.write_table()
     if end > target.size:
-        extend(target, -(-end // layout.COMPRESSED_SECTOR) * layout.COMPRESSED_SECTOR, "off")
+        extend(target, end, "off")
     disk.barrier()
     disk.write(0, header.build())
 

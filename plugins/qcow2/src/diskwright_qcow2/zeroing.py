@@ -33,6 +33,11 @@ def write_zeroes(image: Qcow2Image, writer: ImageWriter, offset: int, length: in
 
     :param unmap: whether clusters that hold it may be given up.
     """
+    _write_zeroes(image, writer, offset, length, unmap, mark=image.header.version > 2)
+
+
+def _write_zeroes(image: Qcow2Image, writer: ImageWriter, offset: int, length: int, unmap: bool, *, mark: bool) -> None:
+    """:param mark: whether clusters that are not there are noted as zeros even if nothing shows through them."""
     size = image.header.cluster_size
     end = offset + length
     inner_start = -(-offset // size) * size
@@ -47,7 +52,7 @@ def write_zeroes(image: Qcow2Image, writer: ImageWriter, offset: int, length: in
     if image.header.version == 2 and (image.backing_file is not None or not unmap):
         _zero_bytes(image, inner_start, inner_end)
     else:
-        _zero_clusters(image, writer, inner_start, inner_end, unmap)
+        _zero_clusters(image, writer, inner_start, inner_end, unmap, mark or image.backing_file is not None)
     _zero_bytes(image, inner_end, end)
 
 
@@ -62,7 +67,7 @@ def discard(image: Qcow2Image, writer: ImageWriter, offset: int, length: int) ->
     if end != image.header.disk_size:
         end = end // size * size
     if start < end and not (image.header.version == 2 and image.backing_file is not None):
-        write_zeroes(image, writer, start, end - start, unmap=True)
+        _write_zeroes(image, writer, start, end - start, unmap=True, mark=False)
 
 
 def _zero_bytes(image: Qcow2Image, start: int, end: int) -> None:
@@ -84,15 +89,15 @@ def zero_data_file(image: Qcow2Image, start: int, end: int, unmap: bool) -> None
     make_zeros(image.data_node, start, end - start, unmap=unmap)
 
 
-def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int, unmap: bool) -> None:
-    """Change the L2 entries of whole clusters."""
-    for part in _tables(image, start, end):
+def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int, unmap: bool, mark: bool) -> None:
+    """Change the L2 entries of whole clusters; without ``mark`` only of those that are there."""
+    for part in _tables(image, start, end, mark):
         table = image.l2.get(part.l1_index)
         if table is None:
             table = image.l2.empty()
         old, old_bitmaps = part.entries(table)
         kept = unmap and image.runtime.keep_discarded
-        new, bitmaps = _zeroed(image, old, old_bitmaps, unmap and not kept)
+        new, bitmaps = _zeroed(image, old, old_bitmaps, unmap and not kept, mark)
         if (new != old).any() or (bitmaps != old_bitmaps).any():
             writer.replace(part, writer.own_table(part.l1_index), new, bitmaps, Cause.REQUEST)
             if kept and image.runtime.pass_request and not image.header.has_data_file:
@@ -104,11 +109,11 @@ def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int,
                 writer.flush()
 
 
-def _tables(image: Qcow2Image, start: int, end: int) -> Iterator[RangeWithinTable]:
-    """The parts of a range by L2 table; those without a table are left out where they read as zeros anyway."""
+def _tables(image: Qcow2Image, start: int, end: int, missing: bool) -> Iterator[RangeWithinTable]:
+    """The parts of a range by L2 table, also where there is no table yet if ``missing``."""
     coverage = image.header.l1_coverage
     first, last = start // coverage, -(-end // coverage)
-    if image.backing_file is None:
+    if not missing:
         used = np.flatnonzero(image.l1[first:last] & _OFFSET_MASK) + first
         indexes: list[int] | range = used.tolist()
     else:
@@ -117,15 +122,14 @@ def _tables(image: Qcow2Image, start: int, end: int) -> Iterator[RangeWithinTabl
         yield RangeWithinTable(image.header, max(start, index * coverage), min(end, (index + 1) * coverage))
 
 
-def _zeroed(image: Qcow2Image, old: Column, bitmaps: Column, unmap: bool) -> tuple[Column, Column]:
+def _zeroed(image: Qcow2Image, old: Column, bitmaps: Column, unmap: bool, mark: bool) -> tuple[Column, Column]:
     """L2 entries and subcluster bitmaps that read as zeros."""
     header = image.header
     compressed = old & _COMPRESSED != 0
     placed = ~compressed & (old & _OFFSET_MASK != 0)
     if header.has_data_file:
         placed |= old & _COPIED != 0
-    # Without a backing file, what is not there reads as zeros.
-    untouched = (old == 0) & (bitmaps == 0) if image.backing_file is None else np.zeros(len(old), bool)
+    untouched = np.zeros(len(old), bool) if mark else (old == 0) & (bitmaps == 0)
     new = np.where(placed & (not unmap), old, np.uint64(0))
     if header.extended_l2:
         return new, np.where(untouched, np.uint64(0), _ALL_ZERO)
