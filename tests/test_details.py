@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diskwright.testing.oracle import find_qemu_img
+from diskwright.testing.oracle import find_qemu_img, require_compatible
 
 OURS = [sys.executable, "-c", "from diskwright.cli import main; import sys; sys.exit(main(program='qemu-img'))"]
 CLUSTER = 64 << 10
@@ -39,9 +39,8 @@ def shown(command: list[str], folder: Path, steps: list[Step]) -> list[str]:
 
 def alike(tmp_path: Path, *steps: Step) -> list[str]:
     """What both show for the same steps."""
-    real = find_qemu_img()
-    if real is None:
-        pytest.skip("qemu-img is not installed")
+    require_compatible()
+    real = str(find_qemu_img())
     ours = shown(OURS, tmp_path / "ours", list(steps))
     assert ours == shown([real], tmp_path / "theirs", list(steps))
     return ours

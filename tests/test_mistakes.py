@@ -14,7 +14,6 @@ from diskwright.testing.sidebyside import Ended, Pair, ours
 LINES = [line for line in Path(__file__).with_name("mistakes.txt").read_text().splitlines() if line[:1] != "#"]
 
 BETTER = {
-    "advice is given": ["creat"],
     "the signature is looked at before the sizes": ["info -f vdi a.raw"],
     "the option list is what is wrong": ["info --image-opts ,"],
     "the parameter is named": [

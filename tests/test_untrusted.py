@@ -132,7 +132,7 @@ def test_snapshots_bitmaps_encryption_and_size(make: Callable[..., Path], tmp_pa
 
 def test_ambiguous_and_nested(make: Callable[..., Path], tmp_path: Path, inside: Callable[..., Any]) -> None:
     inner = make("-f", "qcow2", name="inner")
-    assert found(inner, "raw") == {"ambiguous-format": "warning"}
+    assert found(inner, "raw") == {"ambiguous-format": "warning", "odd-size": "note"}
     inside("convert", "-f", "raw", "-O", "qcow2", inner, tmp_path / "outer", code=0)
     assert found(tmp_path / "outer") == {"nested-image": "warning"}
     trailer = tmp_path / "trailer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._busy = 0
+        self._over = False
 
     def check(self) -> None:
         """Called by each worker now and then.
@@ -57,18 +61,38 @@ class Workers:
 
         :raises BaseException: whatever the first failing worker raised.
         """
-        threads = [threading.Thread(target=self._guarded, args=(loop,)) for _ in range(self.count - 1)]
         former = threading.stack_size(_STACK)
         try:
-            for thread in threads:
-                thread.start()
+            for _ in range(self.count - 1):
+                # Not threading.Thread: that waits for a thread which had no memory to begin, for ever.
+                _thread.start_new_thread(self._help, (loop,))
+        except RuntimeError:
+            pass  # no more threads are to be had: fewer do it as well
         finally:
             threading.stack_size(former)
         self._guarded(loop)
-        self._guarded(lambda: _join(threads))  # a signal while waiting stops the others too
-        _join(threads)
+        self._guarded(self._wait)  # a signal while waiting stops the others too
+        self._wait()
         if self._failure is not None:
             raise self._failure
+
+    def _help(self, loop: Callable[[], None]) -> None:
+        """What the other threads do; one that begins when all is done already does nothing."""
+        with self._changed:
+            if self._over:
+                return
+            self._busy += 1
+        self._guarded(loop)
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        """Wait for the threads that have begun."""
+        with self._changed:
+            self._over = True
+            while self._busy:
+                self._changed.wait()
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         try:
@@ -79,11 +103,6 @@ class Workers:
         except BaseException as failure:
             if self._failure is None:
                 self._failure = failure
-
-
-def _join(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join()
 
 
 class Turnstile:

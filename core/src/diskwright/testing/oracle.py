@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+
+from .. import COMPATIBLE_VERSION
 
 T = TypeVar("T")
 
@@ -30,6 +34,24 @@ def find_qemu_io() -> str:
     """Path of the real qemu-io: what is beside the chosen qemu-img, or what ``PATH`` has."""
     chosen = os.environ.get("DISKWRIGHT_QEMU_IMG")
     return str(Path(chosen).with_name("qemu-io")) if chosen else shutil.which("qemu-io") or "qemu-io"
+
+
+@cache
+def qemu_img_version() -> int:
+    """The major version of the real qemu-img, 0 if there is none."""
+    program = find_qemu_img()
+    if program is None:
+        return 0
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=False).stdout
+    found = re.match(r"qemu-img version (\d+)", told)
+    return int(found[1]) if found else 0
+
+
+def require_compatible() -> None:
+    """Skip the calling test unless the real qemu-img is of the versions whose words and details are followed."""
+    wanted = int(COMPATIBLE_VERSION.split(".")[0])
+    if qemu_img_version() < wanted:
+        pytest.skip(f"this qemu-img is older than version {wanted}, or not installed")
 
 
 def unless_busy(run: Callable[[], T], errors: Callable[[T], str]) -> T:

@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from .oracle import find_qemu_img, unless_busy
+from .oracle import find_qemu_img, require_compatible, unless_busy
 
 TIMEOUT = 20
 """Seconds."""
@@ -71,9 +69,8 @@ def words(line: str | Sequence[str]) -> list[str]:
 
 def real(line: str | Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> Ended:
     """Run the real tool in a folder; the calling test is skipped where there is none."""
-    program = find_qemu_img()
-    if program is None:
-        pytest.skip("qemu-img is not installed")
+    require_compatible()
+    program = str(find_qemu_img())
     done = unless_busy(
         lambda: subprocess.run(
             [program, *words(line)],
