@@ -8,10 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from .oracle import find_qemu_img, require_compatible, unless_busy
 
@@ -165,3 +168,10 @@ class Pair:
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir() if path.is_file()}
+
+
+def sampled(lines: Iterable[str]) -> list[Any]:
+    """Command lines as parameters of a test: each third is always run, the others with the slow tests."""
+    return [
+        line if number % 3 == 0 else pytest.param(line, marks=pytest.mark.slow) for number, line in enumerate(lines)
+    ]
