@@ -18,7 +18,9 @@ import pytest
 
 from diskwright.testing.faults import Folder
 from diskwright.testing.oracle import unless_busy
+from diskwright.testing.samples import make_samples
 from diskwright.testing.secret import SECRET, address
+from diskwright.testing.sidebyside import Pair, ours
 
 KIB, MIB = 1 << 10, 1 << 20
 BLOCK = 64 * KIB
@@ -359,3 +361,12 @@ def modification(request: pytest.FixtureRequest) -> Modification:
         if not formats.has(hook, "qcow2"):
             pytest.skip(f"qcow2 has no {hook}")
     return chosen
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Both programs with folders of images; each run begins with the images as they were made."""
+    scratch = tmp_path_factory.mktemp("pair")
+    make_samples(scratch / "samples")
+    with ours(scratch) as runner:
+        yield Pair(scratch / "samples", scratch, runner)

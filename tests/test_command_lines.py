@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diskwright.testing.samples import make_samples
-from diskwright.testing.sidebyside import Pair, ours, real
+from diskwright.testing.sidebyside import Pair, real
 
 QCOW2 = ("a.qcow2", "b.qcow2", "o.qcow2", "c.qcow2", "s.qcow2", "bm.qcow2", "v2.qcow2")
 RAW = ("a.raw", "short.raw")
@@ -140,15 +139,6 @@ COMMANDS: tuple[Callable[[Chooser], list[str]], ...] = (
     create, convert, convert, convert_part, describe, describe, compare, measure,
     resize, snapshot, bitmap, rebase, commit, amend, dd,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The images, made once."""
-    scratch = tmp_path_factory.mktemp("lines")
-    make_samples(scratch / "samples")
-    with ours(scratch) as runner:
-        yield Pair(scratch / "samples", scratch, runner)
 
 
 def told(text: str) -> str:

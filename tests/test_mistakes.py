@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from diskwright.testing.samples import make_samples
-from diskwright.testing.sidebyside import Ended, Pair, ours, sampled
+from diskwright.testing.sidebyside import Ended, Pair, sampled
 
 LINES = [line for line in Path(__file__).with_name("mistakes.txt").read_text().splitlines() if line[:1] != "#"]
 
@@ -64,15 +62,6 @@ BETTER = {
 """Where ours differs, and why. Each of these lines must differ: what no longer does is to be taken out."""
 
 REASONS = {line: reason for reason, lines in BETTER.items() for line in lines}
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The images, made once."""
-    scratch = tmp_path_factory.mktemp("mistakes")
-    make_samples(scratch / "samples")
-    with ours(scratch) as runner:
-        yield Pair(scratch / "samples", scratch, runner)
 
 
 def told(ended: Ended) -> tuple[int, str]:

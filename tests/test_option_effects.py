@@ -20,8 +20,7 @@ import pytest
 from diskwright.context import Context
 from diskwright.parsers import COMMANDS, command_parser
 from diskwright.testing.oracle import find_qemu_io
-from diskwright.testing.samples import make_samples
-from diskwright.testing.sidebyside import Ended, Pair, ours, real, sampled
+from diskwright.testing.sidebyside import Ended, Pair, real, sampled
 
 LINES = """
 amend {-f raw} -o compat=0.10 a.qcow2
@@ -152,15 +151,6 @@ WITHOUT_EFFECT = {
     "snapshot {-l} s.qcow2",
 }
 """Lines in which the option changes nothing that is printed or stored."""
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The images, made once."""
-    scratch = tmp_path_factory.mktemp("effects")
-    make_samples(scratch / "samples")
-    with ours(scratch) as runner:
-        yield Pair(scratch / "samples", scratch, runner)
 
 
 def option_of(line: str) -> str:

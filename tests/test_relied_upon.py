@@ -5,25 +5,15 @@ from __future__ import annotations
 import os
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from diskwright.testing.samples import make_samples
 from diskwright.testing.sidebyside import Pair, ours, real
 
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The images, made once."""
-    scratch = tmp_path_factory.mktemp("relied")
-    make_samples(scratch / "samples")
-    with ours(scratch) as runner:
-        yield Pair(scratch / "samples", scratch, runner)
 
 
 @pytest.mark.parametrize(

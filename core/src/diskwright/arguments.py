@@ -36,7 +36,7 @@ def help_hint(program: str) -> str:
 
 
 def terminal_width() -> int:
-    """Columns to print help in: one less than argparse would find out by loading a good deal more."""
+    """Columns to print help in: those that argparse would find out by loading a good deal more."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns) - 2
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def _get_formatter(self) -> argparse.HelpFormatter:
-        """Made for each option that is declared, as argparse checks them by it: so without asking for the width."""
+        """One is made for each option that is declared, as argparse checks them by it: so it must not take long."""
         return self.formatter_class(self.prog, width=terminal_width())  # type: ignore[call-arg]
 
     def declared(self) -> list[argparse.Action]:

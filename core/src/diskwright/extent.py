@@ -163,6 +163,16 @@ class ExtentTable:
         return ExtentTable(rows, self.nodes)
 
 
+def runs_of(flags: Column) -> list[tuple[int, int]]:
+    """Where runs of true values are: index of the first, and of the one behind the last."""
+    import numpy as np
+
+    padded = np.zeros(len(flags) + 2, bool)
+    padded[1:-1] = flags
+    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
 def tabulate_blocks(
     offset: int,
     block_size: int,

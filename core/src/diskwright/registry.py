@@ -173,8 +173,7 @@ class Registry:
 
     def knows(self, name: str) -> bool:
         """Whether a driver of that name is installed; it is not loaded."""
-        proper = self.proper_name(name)
-        return proper in self._drivers or proper in self.installed()
+        return self.proper_name(name) in self.installed()
 
     def load_all(self) -> dict[str, object]:
         """All drivers by name. One that is broken is left out, and who names it is told why: it must not take the
@@ -195,10 +194,14 @@ class Registry:
     def has(self, hook: str, name: str) -> bool:
         """Whether the driver implements a hook: that is what a capability is. One that is not here has none."""
         try:
-            self.load(name)
+            return hook in self._abilities_of(name)
         except UnknownFormat:
             return False
-        return hook in self._abilities[self.proper_name(name)]
+
+    def _abilities_of(self, name: str) -> set[str]:
+        """The hooks that a driver implements; raises what :meth:`load` does."""
+        self.load(name)
+        return self._abilities[self.proper_name(name)]
 
     def call(self, hook: str, name: str, /, **arguments: Any) -> Any:
         """Call a hook of one driver.
@@ -206,8 +209,7 @@ class Registry:
         :raises UnknownFormat: there is no such driver.
         :raises UnsupportedOperation: it does not implement the hook.
         """
-        self.load(name)
-        if not self.has(hook, name):
+        if hook not in self._abilities_of(name):
             raise UnsupportedOperation(f"Driver '{name}' does not support {hook.replace('_', ' ')}")
         return self._caller(hook, name)(**arguments)
 
@@ -230,12 +232,20 @@ class Registry:
 
         return ask
 
-    def _missing_driver(self, head: bytes) -> str | None:
-        """The format of a file that only drivers recognise which are not installed."""
-        for name, (offset, signature) in SIGNATURES.items():
-            if name not in self._drivers and head[offset : offset + len(signature)] == signature:
-                return name
-        return None
+    def hits(self, head: bytes, filename: str) -> list[ProbeHit]:
+        """What the drivers say of the first bytes of a file."""
+        self.load_all()
+        found: list[ProbeHit] = self.manager.hook.probe(head=head, filename=filename)
+        return found
+
+    def missing_drivers(self, head: bytes) -> list[str]:
+        """The formats that some first bytes are a signature of and whose drivers cannot be asked: they are not here."""
+        self.load_all()
+        return [
+            name
+            for name, (offset, signature) in SIGNATURES.items()
+            if name not in self._drivers and head[offset : offset + len(signature)] == signature
+        ]
 
     def probe(self, head: bytes, filename: str) -> str:
         """The name of the driver that is surest of a file.
@@ -243,12 +253,11 @@ class Registry:
         :raises UnknownFormat: none knows it, or it is in a format whose driver is not installed.
         :raises ImageError: several are equally sure.
         """
-        self.load_all()
-        hits: list[ProbeHit] = self.manager.hook.probe(head=head, filename=filename)
+        hits = self.hits(head, filename)
         best = max((hit.score for hit in hits), default=0)
         names = sorted({hit.format for hit in hits if hit.score == best})
-        if best <= 1 and (missing := self._missing_driver(head)):
-            raise UnknownFormat(f"'{filename}' is in {missing} format", hint=install_hint(missing))
+        if best <= 1 and (missing := self.missing_drivers(head)):
+            raise UnknownFormat(f"'{filename}' is in {missing[0]} format", hint=install_hint(missing[0]))
         if not names:
             raise UnknownFormat(f"'{filename}' is in no format that an installed driver knows")
         if len(names) > 1:

@@ -122,10 +122,10 @@ def _log_to(path: str) -> tracing.Sink:
 
 def load_plugin_events() -> None:
     """Let all installed drivers declare their events."""
-    from .discovery import FILTER_GROUP, FORMAT_GROUP, PROTOCOL_GROUP
+    from .discovery import DRIVER_GROUPS
     from .registry import Registry
 
-    for group in (FORMAT_GROUP, PROTOCOL_GROUP, FILTER_GROUP):
+    for group in DRIVER_GROUPS:
         registry = Registry(group)
         for name in registry.names():
             if registry.has("trace_events", name):

@@ -12,7 +12,7 @@ import pytest
 
 import diskwright
 from diskwright.context import default_context
-from diskwright.engine.measure import data_ranges
+from diskwright.engine.chain import data_ranges
 from diskwright.errors import InvalidOption
 from diskwright.facts import Measurement
 from diskwright.hookspecs import no_secrets
@@ -29,7 +29,7 @@ def ours(size: int, options: str, source: Any = None) -> Measurement:
         "qcow2",
         size=size,
         values=values,
-        ranges=iter(()) if source is None else data_ranges(source),
+        ranges=iter(()) if source is None else data_ranges([source]),
         source=source,
         secret=no_secrets,
     )

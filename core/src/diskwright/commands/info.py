@@ -16,7 +16,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOption
-from .common import add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
+from .common import add_cache_option, add_output_argument, add_source_arguments, cache_mode, single_operand, wants_json
 
 if TYPE_CHECKING:
     from ..cli import App
@@ -30,13 +30,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_output_argument(parser)
     parser.add_argument("-b", "--backing-chain", action="store_true", help="describe all layers of the backing chain")
     parser.add_argument("--limits", action="store_true", help="also tell what requests should look like")
-    parser.add_argument(
-        "-t",
-        "--cache",
-        metavar="MODE",
-        default="writeback",
-        help="cache mode for --limits (default: writeback)",
-    )
+    add_cache_option(parser, "-t", "--cache", help="cache mode for --limits (default: writeback)")
     parser.add_argument("--untrusted", action="store_true", help="look for everything odd in an image from a stranger")
     parser.add_argument("operands", nargs="*", metavar="FILENAME", help="the image")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InvalidOption, UnknownFormat, UnsupportedOperation
-from ..known import READ_ONLY_FORMATS
+from ..errors import InvalidOption, UnsupportedOperation
 from ..options import Option, parse_options, split_option_string
 from .copy import Progress, no_progress
+from .creation import require_format
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -47,20 +47,12 @@ def amend_options(context: Context, format: str) -> Sequence[Option]:
 
     :raises UnsupportedOperation: none of them can.
     """
-    if not _can_amend(context, format):
-        raise UnsupportedOperation(f"Format driver '{format}' does not support option amendment")
+    what = "option amendment"
+    require_format(context, format, what)
+    if not (context.formats.has("amend", format) and context.formats.has("amend_options", format)):
+        raise UnsupportedOperation(f"Format driver '{format}' does not support {what}")
     declared: Sequence[Option] = context.formats.call("amend_options", format)
     return declared
-
-
-def _can_amend(context: Context, format: str) -> bool:
-    try:
-        context.formats.load(format)
-    except UnknownFormat as error:
-        if format in READ_ONLY_FORMATS or context.protocols.knows(format) or context.filters.knows(format):
-            return False
-        raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
-    return context.formats.has("amend", format) and context.formats.has("amend_options", format)
 
 
 def _values(context: Context, format: str, texts: Sequence[str]) -> dict[str, Any]:

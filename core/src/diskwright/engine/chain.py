@@ -6,7 +6,7 @@ with array operations, table by table, so that time goes by the number of extent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, tabulate
@@ -164,6 +164,17 @@ def _spans(starts: Column, ends: Column) -> list[tuple[int, int]]:
     first = np.concatenate(([0], apart + 1))
     last = np.concatenate((apart, [len(starts) - 1]))
     return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
+
+
+def data_ranges(sources: Sequence[Image]) -> Iterator[tuple[int, int]]:
+    """Where the disks of the sources, one behind the other, hold data: (offset, length) in bytes, in order."""
+    base = 0
+    for source in sources:
+        for table in resolve(source):
+            kinds = table.rows["kind"]
+            rows = table.rows[(kinds == Kind.DATA) | (kinds == Kind.ENCODED)]
+            yield from zip((rows["offset"] + base).tolist(), rows["length"].tolist(), strict=True)
+        base += source.size
 
 
 def read_range(chain: list[Node], table: ExtentTable, buffer: memoryview) -> None:

@@ -13,10 +13,11 @@ from ..filenames import parse_filename
 from ..node import Appending, Compressing, Image, Node
 from ..options import parse_options
 from .bitmaps import copy_bitmap, to_copy
+from .chain import data_ranges
 from .copy import CopyOptions, Progress, copy, no_progress
 from .creation import CreateRequest, Creation, backing_values, declared_options, needs_size, require_unused
 from .snapshots import view
-from .streaming import Stream, StreamOptions, data_ranges
+from .streaming import Stream, StreamOptions
 
 if TYPE_CHECKING:
     from ..context import Context

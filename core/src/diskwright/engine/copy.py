@@ -20,7 +20,6 @@ from ..node import (
     Compressing,
     Image,
     WritableImage,
-    read_extent,
     write_placed,
 )
 from ..tracing import COPY_BEGIN, COPY_CELL, COPY_OFFLOAD, COPY_ZEROS
@@ -31,7 +30,7 @@ from .plan import Piece, Task, amount, pieces_of, plan
 from .pool import Turnstile, Workers, worker_count
 from .ranges import Range, aligned, difference, intersection, joined
 from .rate import RateLimit
-from .reading import Salvage, failing, failing_map, read_sectors
+from .reading import Salvage, failing, failing_map, read_piece
 from .zeros import nonzero_runs
 
 CELL = 2 << 20
@@ -234,12 +233,10 @@ class _Copy:
                 part[:] = bytes(length)
             else:
                 try:
-                    read_extent(layer, extent, part)
+                    read_piece(piece, part, self.options.salvage)
                 except (OSError, ImageError):
                     with failing("reading", offset):
-                        if self.options.salvage is None:
-                            raise
-                        read_sectors(piece, part, self.options.salvage)
+                        raise
             position = last
         if position < len(view):
             view[position:] = bytes(len(view) - position)

@@ -141,9 +141,10 @@ def require_unused(target: Node, sources: Iterable[Image]) -> None:
         )
 
 
-def require_format(context: Context, format: str) -> None:
-    """Load the driver of a format that something is to be created in.
+def require_format(context: Context, format: str, what: str = "image creation") -> None:
+    """Load the driver of a format that something is to be done with.
 
+    :param what: that, for the message.
     :raises UnknownFormat: it is not installed.
     :raises UnsupportedOperation: nor would it help if it were.
     """
@@ -151,7 +152,7 @@ def require_format(context: Context, format: str) -> None:
         context.formats.load(format)
     except UnknownFormat as error:
         if format in READ_ONLY_FORMATS or context.protocols.knows(format) or context.filters.knows(format):
-            raise UnsupportedOperation(f"Format driver '{format}' does not support image creation") from None
+            raise UnsupportedOperation(f"Format driver '{format}' does not support {what}") from None
         raise UnknownFormat(f"Unknown file format '{format}'", hint=error.hint) from None
 
 

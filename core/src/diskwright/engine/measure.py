@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOption, UnsupportedOperation
-from ..extent import Kind
 from ..facts import Measurement
 from ..node import Image
 from ..options import InvalidChoice, parse_options
-from .chain import resolve
+from .chain import data_ranges
 from .creation import declared_options
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def measure(context: Context, request: MeasureRequest) -> Measurement:
             from .snapshots import view
 
             disk = view(context, image, request.snapshot)
-        return call(disk.size, data_ranges(disk), image)
+        return call(disk.size, data_ranges([disk]), image)
 
 
 def _typed_options(context: Context, request: MeasureRequest) -> dict[str, Any]:
@@ -85,11 +84,3 @@ def _typed_options(context: Context, request: MeasureRequest) -> dict[str, Any]:
     if not context.formats.has("measure", request.format):
         raise UnsupportedOperation(f"Block driver '{request.format}' does not support size measurement")
     return values
-
-
-def data_ranges(image: Image) -> Iterator[tuple[int, int]]:
-    """The guest ranges of a disk that hold data in any of its layers: (offset, length) in bytes, in order."""
-    for table in resolve(image):
-        for extent in table:
-            if extent.kind in (Kind.DATA, Kind.ENCODED):
-                yield extent.offset, extent.length

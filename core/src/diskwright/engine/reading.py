@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from ..errors import ImageError, NodeIOError
-from ..node import SECTOR, read_extent
+from ..extent import Extent
+from ..node import SECTOR, Node, read_extent
 from .plan import Piece
 
 Salvage: TypeAlias = Callable[[int, int, Exception], None]
@@ -28,14 +29,11 @@ def read_piece(piece: Piece, buffer: memoryview, salvage: Salvage | None = None)
     except (OSError, ImageError):
         if salvage is None:
             raise
-        read_sectors(piece, buffer, salvage)
+        _read_sectors(piece, layer, extent, buffer, salvage)
 
 
-def read_sectors(piece: Piece, buffer: memoryview, salvage: Salvage) -> None:
+def _read_sectors(piece: Piece, layer: Node, extent: Extent, buffer: memoryview, salvage: Salvage) -> None:
     """Fill the buffer sector by sector; those that cannot be read become zeros, and are told of."""
-    layer, extent = piece.layer, piece.extent
-    if layer is None or extent is None:
-        return
     for start in range(0, piece.length, SECTOR):
         end = min(start + SECTOR, piece.length)
         sector = piece.part(piece.offset + start, piece.offset + end)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnknownFormat
-from ..extent import ExtentTable, Kind
+from ..extent import ExtentTable, Kind, runs_of
 from ..filenames import backing_filename
 from ..node import AlwaysCompressing, Compressing, Image, WritableImage, write_placed
 from ..passing import unfiltered
@@ -15,7 +15,7 @@ from ..zeroing import make_zeros
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress
 from .ranges import Range, aligned, cut, intersection, union
-from .zeros import nonzero_blocks
+from .zeros import block_runs, nonzero_blocks
 
 NEAR = 64 << 10
 """Bytes: ranges with less than this between them are read as one."""
@@ -206,24 +206,16 @@ def _differing_runs(
         asked[first // block : -(-last // block)] = True
     differing &= asked
     _join_short_zeros(data, differing, NEAR // block)
-    return _runs(differing & data, block, len(old)), _runs(differing & ~data, block, len(old))
+    return block_runs(differing & data, block, len(old)), block_runs(differing & ~data, block, len(old))
 
 
 def _join_short_zeros(data: npt.NDArray[np.bool_], differing: npt.NDArray[np.bool_], most: int) -> None:
     """Count zeros right behind or before data as data, up to so many blocks: they are written in one go with it."""
-    for first, last in _runs(differing & ~data, 1, len(data)):
+    for first, last in runs_of(differing & ~data):
         beside = data[max(first - 1, 0) : first] & differing[max(first - 1, 0) : first]
         behind = data[last : last + 1] & differing[last : last + 1]
         if last - first <= most and (beside.any() or behind.any()):
             data[first:last] = True
-
-
-def _runs(blocks: npt.NDArray[np.bool_], block: int, length: int) -> list[Range]:
-    """The ranges of blocks that are set."""
-    import numpy as np
-
-    edges = (np.flatnonzero(np.diff(blocks, prepend=False, append=False)) * block).tolist()
-    return [(first, min(last, length)) for first, last in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _unequal_blocks(left: memoryview, right: memoryview, block: int) -> npt.NDArray[np.bool_]:

@@ -6,22 +6,15 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..extent import Kind
 from ..hookspecs import GuestRange
-from ..node import Appending, Image
+from ..node import SECTOR, Appending, Image
 from ..waiting import pause
-from .chain import resolve
-from .copy import Progress
+from .copy import CELL, ZERO_CELLS, Progress
 from .plan import Piece, pieces_between, plan
 from .pool import Turnstile, Workers, worker_count
 from .rate import RateLimit
 from .reading import Salvage, failing, failing_map, read_piece
 from .zeros import nonzero_runs
-
-CELL = 1 << 20
-"""Bytes read and written at a time."""
-ZERO_CELLS = 1024
-"""Zeros are passed over this many cells at once."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +31,6 @@ class StreamOptions:
     parallel: int = 8
     rate: int | None = None
     salvage: Salvage | None = None
-
-
-def data_ranges(sources: Sequence[Image]) -> Iterator[tuple[int, int]]:
-    """Where the disks of the sources, one behind the other, hold data: (offset, length) in bytes, in order."""
-    base = 0
-    for source in sources:
-        for table in resolve(source):
-            kinds = table.rows["kind"]
-            rows = table.rows[(kinds == Kind.DATA) | (kinds == Kind.ENCODED)]
-            yield from zip((rows["offset"] + base).tolist(), rows["length"].tolist(), strict=True)
-        base += source.size
 
 
 class Stream:
@@ -136,7 +118,7 @@ class Stream:
             self.sink.append(data)
             return
         position = 0
-        for first, last in nonzero_runs(data, max(512, 1 << self.options.sparse_size.bit_length() - 1)):
+        for first, last in nonzero_runs(data, max(SECTOR, 1 << self.options.sparse_size.bit_length() - 1)):
             self.sink.append_zeroes(first - position)
             self.sink.append(data[first:last])
             position = last

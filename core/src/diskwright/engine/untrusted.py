@@ -13,7 +13,6 @@ from ..hookspecs import PROBE_LENGTH
 from ..limits import TimeIsOver
 from ..node import Image, Node
 from ..policy import UNTRUSTED
-from ..registry import SIGNATURES
 from ..scrutiny import name_findings, reference_findings, shown
 from ..sizes import human_size
 from ..trees import OptionString
@@ -226,13 +225,9 @@ def _trailers(file: Node) -> list[str]:
 
 def _recognised(context: Context, head: bytes, filename: str) -> Sequence[str]:
     """The formats whose signature some first bytes have, whether their driver is installed or not."""
-    context.formats.load_all()
-    hits = context.formats.manager.hook.probe(head=head, filename=filename)
-    found = {hit.format for hit in hits if hit.score > 1}
-    for name, (offset, signature) in SIGNATURES.items():
-        if not context.formats.knows(name) and head[offset : offset + len(signature)] == signature:
-            found.add(name)
-    return sorted(found)
+    formats = context.formats
+    hits = formats.hits(head, filename)
+    return sorted({*(hit.format for hit in hits if hit.score > 1), *formats.missing_drivers(head)})
 
 
 def _check_findings(result: CheckResult, length: int) -> Iterator[Finding]:

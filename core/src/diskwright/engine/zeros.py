@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..extent import runs_of
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -45,12 +47,12 @@ def _suspects(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
 
 def nonzero_runs(data: memoryview, block: int) -> list[tuple[int, int]]:
     """The parts of a buffer that are not zero: (start, end) pairs in bytes, in whole blocks but for the last."""
-    import numpy as np
-
     found = nonzero_blocks(data, block)
     if found.all():
         return [(0, len(data))] if len(data) else []
-    padded = np.zeros(len(found) + 2, bool)
-    padded[1:-1] = found
-    edges = (np.flatnonzero(padded[1:] != padded[:-1]) * block).tolist()
-    return [(first, min(last, len(data))) for first, last in zip(edges[::2], edges[1::2], strict=True)]
+    return block_runs(found, block, len(data))
+
+
+def block_runs(found: npt.NDArray[np.bool_], block: int, length: int) -> list[tuple[int, int]]:
+    """The ranges of blocks that are set, of ``length`` bytes in all: (start, end) pairs in bytes."""
+    return [(first * block, min(last * block, length)) for first, last in runs_of(found)]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from diskwright.errors import NodeIOError
+from diskwright.extent import runs_of
 
 from . import events, layout
 from .refcount import MAX_TABLE_ENTRIES, Column, RefcountBlocks
@@ -183,9 +182,8 @@ class ClusterAllocator:
             if block is None:
                 yield Run(index * size + position, size - position)
             else:
-                starts, ends = _runs(block[position:] == 0)
                 base = index * size + position
-                for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                for start, end in runs_of(block[position:] == 0):
                     yield Run(base + start, end - start)
             position = 0
         last = max(first_index, len(self.blocks.table))
@@ -204,9 +202,3 @@ def _next(counts: Column, position: int, *, free: bool) -> int:
         position += len(part)
         window *= 2
     return len(counts)
-
-
-def _runs(flags: Column) -> tuple[Column, Column]:
-    """Where runs of true values start and end."""
-    edges = np.diff(np.concatenate(([0], flags.view(np.int8), [0])))
-    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)

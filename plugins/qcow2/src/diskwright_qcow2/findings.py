@@ -11,7 +11,6 @@ from .image import Qcow2Image
 from .layout import Autoclear, Compatible, CryptMethod, Incompatible
 
 _KNOWN_COMPATIBLE = int(Compatible.LAZY_REFCOUNTS)
-_KNOWN_AUTOCLEAR = int(Autoclear.BITMAPS | Autoclear.RAW_DATA_FILE)
 
 
 def findings(image: Qcow2Image) -> Iterator[Finding]:
@@ -25,7 +24,7 @@ def findings(image: Qcow2Image) -> Iterator[Finding]:
         yield Finding(Severity.DANGER, "corrupt", "the image is marked as corrupt")
     for name, bits, known in (
         ("compatible", header.compatible_features, _KNOWN_COMPATIBLE),
-        ("autoclear", header.autoclear_features, _KNOWN_AUTOCLEAR),
+        ("autoclear", header.autoclear_features, int(Autoclear.SUPPORTED)),
     ):
         if unknown := int(bits) & ~known:
             yield Finding(Severity.WARNING, "unknown-features", f"unknown {name} feature bits: {unknown:#x}")

@@ -15,6 +15,7 @@ from construct import Bytes, Default, Int32ul, Int64ul, Padded, Padding, Struct
 from diskwright.blocks import WINDOW
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidOption, UnsupportedFeature, UnsupportedOperation
+from diskwright.extent import runs_of
 from diskwright.hookspecs import CreateOptions, GuestRange
 from diskwright.node import Node, Truncatable, Writable
 
@@ -153,8 +154,7 @@ def stream(size: int, values: Mapping[str, Any], ranges: Iterable[tuple[int, int
         number += int(np.count_nonzero(part))
         yield entries.astype("<u4").tobytes()
     yield bytes(offset_data - HEADER_SIZE - 4 * blocks)
-    edges = np.flatnonzero(np.diff(taken, prepend=False, append=False)).tolist()
-    for first, last in zip(edges[::2], edges[1::2], strict=True):
+    for first, last in runs_of(taken):
         end = last * BLOCK_SIZE
         yield GuestRange(first * BLOCK_SIZE, min(end, size) - first * BLOCK_SIZE)
         yield bytes(max(0, end - size))
