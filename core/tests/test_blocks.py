@@ -9,6 +9,7 @@ from diskwright import blocks
 from diskwright.blocks import BlockMap, repeated
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage
+from diskwright.extent import distinct
 from diskwright.testing import MemoryNode, RecordingNode
 
 OFFSET, COUNT = 12, 50
@@ -100,3 +101,10 @@ def test_repeated_in_one_window_and_in_another() -> None:
     assert seen.tolist() == [False, True, True, False, True]
     assert repeated(entries[1:2], np.array([True]), seen).tolist() == [True]
     assert repeated(entries[:0], np.array([], bool), seen).tolist() == []
+
+
+def test_distinct_values() -> None:
+    values = np.random.default_rng(1).integers(0, 50, 300)
+    assert distinct(values).tolist() == sorted(set(values.tolist()))
+    assert distinct(values[:1]).tolist() == values[:1].tolist()
+    assert not len(distinct(values[:0]))

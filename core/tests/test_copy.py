@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -142,12 +143,15 @@ def _small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("sparse_size", [0, 512, 4096])
 @pytest.mark.parametrize("zero_target", [True, False])
 @pytest.mark.parametrize("cluster_size", [None, 512, 8192])
+@pytest.mark.parametrize("local", [False, True], ids=["far", "local"])
 def test_every_byte_arrives(
-    seed: int, parallel: int, sparse_size: int, zero_target: bool, cluster_size: int | None
+    seed: int, parallel: int, sparse_size: int, zero_target: bool, cluster_size: int | None, local: bool
 ) -> None:
     sources = [Source(seed, 150 * 512), Source(seed + 50, 33 * 512)]
     expected = b"".join(bytes(source.disk.content) for source in sources)
     target = Target(bytes(len(expected)) if zero_target else b"\xaa" * len(expected), cluster_size)
+    for image in (*sources, target):
+        image.disk.one_at_a_time = local
     options = engine.CopyOptions(sparse_size=sparse_size, parallel=parallel, target_is_zero=zero_target)
     engine.copy(sources, target, options)
     assert target.disk.content == expected
@@ -231,9 +235,54 @@ def test_progress_moves_with_the_runs_of_data() -> None:
     assert steps((0, mib), sparse_size=0) == zeros_too
 
 
+def test_a_local_file_is_written_by_one_thread_that_does_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given time to begin, it writes all, as long as nothing has to be decoded."""
+    readers, writers = set(), set()
+
+    class Local(Memory):
+        one_at_a_time = True
+
+        def read_into(self, offset: int, buffer: Buffer) -> None:
+            readers.add(threading.get_ident())
+            super().read_into(offset, buffer)
+
+        def write_at(self, offset: int, data: Bytes) -> None:
+            writers.add(threading.get_ident())
+            super().write_at(offset, data)
+
+    source = Runs(500 * CELL, [(0, 500 * CELL)])
+    source.file = source.disk = Local(bytes(source.disk.content))
+    target = Target(bytes(source.size))
+    target.disk = Local(bytes(source.size))
+    begin = engine.Writer.loop
+    began = threading.Event()
+    monkeypatch.setattr(engine.Writer, "loop", lambda writer: (began.set(), begin(writer))[1])
+    real_take = engine.Buffers.take
+    monkeypatch.setattr(
+        engine.Buffers, "take", lambda buffers: (began.wait(10), time.sleep(0.001), real_take(buffers))[2]
+    )
+    engine.copy([source], target, engine.CopyOptions(parallel=4))
+    assert target.disk.content == source.disk.content
+    assert sorted(target.linked) == target.allocated
+    assert len(readers) == len(writers) == 1
+    assert readers != writers
+
+
+def test_without_memory_for_another_thread_the_only_one_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("_thread.start_new_thread", lambda function, arguments: 0)
+    source = Source(8, 64 * CELL)
+    target = Target(bytes(source.size))
+    source.disk.one_at_a_time = target.disk.one_at_a_time = True
+    engine.copy([source], target, engine.CopyOptions(parallel=4))
+    assert target.disk.content == source.disk.content
+
+
 @pytest.mark.parametrize("parallel", [1, 4])
-def test_a_failing_write_ends_the_copy_with_its_reason(parallel: int) -> None:
+@pytest.mark.parametrize("local", [False, True], ids=["far", "local"])
+def test_a_failing_write_ends_the_copy_with_its_reason(parallel: int, local: bool) -> None:
     class Full(Memory):
+        one_at_a_time = local
+
         def write_at(self, offset: int, data: Bytes) -> None:
             if offset >= 10 * CELL:
                 raise OSError(28, "No space left on device")

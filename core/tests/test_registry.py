@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -148,6 +149,24 @@ def test_what_was_found_is_remembered_until_something_is_installed(
     assert len(scans) == 2 * every + 1
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
     assert discovery.entry_points("diskwright.protocols") == first
+
+
+def test_what_is_remembered_of_former_states_does_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "_scan", lambda group: [discovery.EntryPoint("one", "a.b:C")])
+    monkeypatch.setattr(discovery, "CACHED_STATES", 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "diskwright"
+    folder.mkdir()
+    (folder / "other").touch()
+    for number in range(6):
+        monkeypatch.setattr(sys, "path", [f"/site{number}"])
+        discovery.entry_points("diskwright.formats")
+        for kept in folder.iterdir():  # as if a while had passed
+            status = kept.stat()
+            os.utime(kept, ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))
+    assert len(list(folder.iterdir())) == 4
+    monkeypatch.setattr(discovery, "_scan", None)
+    discovery.entry_points("diskwright.formats")
 
 
 def test_further_names_of_drivers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ Nothing here or at import time loads a plugin or anything heavy; each subcommand
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -33,6 +35,9 @@ UNTRUSTED = "untrusted"
 
 LARGE_BLOCK = 31 << 20
 """Bytes: the most that glibc learns to keep, less what it needs itself."""
+
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
+"""New objects after which Python looks for cycles, of which there are few here."""
 
 TRACEBACK_VARIABLE = "DISKWRIGHT_TRACEBACK"
 """Environment variable: if set, expected errors show their traceback too."""
@@ -122,7 +127,8 @@ def main(arguments: list[str] | None = None, program: str = "diskwright") -> int
 
 
 def _settle() -> None:
-    """Prepare the process for arrays that come and go by the thousand."""
+    """Prepare the process for modules, whose objects all stay, and for arrays, which come and go by the thousand."""
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     # Image work needs no linear algebra: the threads that numpy's would start only take address space.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # glibc returns a large block to the system as soon as it is free, until it has seen one as large come and go: the
@@ -174,7 +180,18 @@ def entry_point() -> NoReturn:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)  # until something has progress to tell of
     program = os.path.basename(sys.argv[0])
-    sys.exit(main(program="diskwright" if program == "__main__.py" else program))
+    _leave(main(program="diskwright" if program == "__main__.py" else program))
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: to take its objects apart one by one would take longer than to describe an image."""
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code or 1)  # the interpreter tells, as far as it can
+    os._exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

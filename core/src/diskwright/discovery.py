@@ -20,6 +20,9 @@ ALIASES = ".aliases"
 """What the group of further names ends in: there, an entry point's value is the name of the driver that is meant."""
 GROUPS = (*DRIVER_GROUPS, *(group + ALIASES for group in DRIVER_GROUPS))
 CACHE_VERSION = "3"
+CACHE_PREFIX = "plugins-"
+CACHED_STATES = 50
+"""Environments, each at one moment, whose drivers are remembered."""
 
 
 class EntryPoint(NamedTuple):
@@ -79,7 +82,7 @@ def _cache_path(state: str) -> str | None:
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if not os.path.isabs(base):
         return None
-    return os.path.join(base, "diskwright", f"plugins-{crc32(os.fsencode(state)):08x}")
+    return os.path.join(base, "diskwright", f"{CACHE_PREFIX}{crc32(os.fsencode(state)):08x}")
 
 
 def _read(path: str | None, state: str) -> dict[str, list[EntryPoint]] | None:
@@ -111,3 +114,11 @@ def _write(path: str | None, state: str, found: dict[str, list[EntryPoint]]) -> 
         with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write("\n".join(lines) + "\n")
         os.replace(temporary, path)
+        _tidy(os.path.dirname(path))
+
+
+def _tidy(folder: str) -> None:
+    """Remove what was kept of environments that have changed or gone since."""
+    kept = [entry for entry in os.scandir(folder) if entry.name.startswith(CACHE_PREFIX)]
+    for entry in sorted(kept, key=lambda entry: entry.stat().st_mtime, reverse=True)[CACHED_STATES:]:
+        os.unlink(entry.path)

@@ -173,6 +173,17 @@ def runs_of(flags: Column) -> list[tuple[int, int]]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
+def distinct(values: Column) -> Column:
+    """The different values of an array, sorted.
+
+    numpy's own function loads its support for masked arrays at the first call, which takes as long as a small command.
+    """
+    import numpy as np
+
+    ordered = np.sort(values)
+    return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))[: len(ordered)]]
+
+
 def tabulate_blocks(
     offset: int,
     block_size: int,

@@ -47,6 +47,8 @@ class Node(ABC):
     :ivar may_unmap: whether space may be given back to what the node stands on, as its option ``discard`` says; without
         it, discarding does nothing, and zeros keep their space.
     :ivar metadata_budget: bytes of metadata that may still be read of it, ``None`` for any number.
+    :ivar one_at_a_time: whether several threads at once get no more done: reads are copies from memory, and the system
+        lets one thread at a time write.
     """
 
     filename: str = ""
@@ -54,6 +56,7 @@ class Node(ABC):
     read_only: bool = True
     may_unmap: bool = True
     metadata_budget: int | None = None
+    one_at_a_time: bool = False
     _closed: bool = False
     _block_status: BlockStatus | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, tabulate
+from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, distinct, tabulate
 from ..node import Image, Node, read_extent
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _overlay(upper: ExtentTable, lower: ExtentTable, lower_size: int) -> ExtentT
     """
     import numpy as np
 
-    offsets = np.union1d(upper.rows["offset"], lower.rows["offset"])
+    offsets = distinct(np.concatenate((upper.rows["offset"], lower.rows["offset"])))
     rows = upper.rows[np.searchsorted(upper.rows["offset"], offsets, side="right") - 1]
     below = lower.rows[np.searchsorted(lower.rows["offset"], offsets, side="right") - 1]
     absent = rows["kind"] == Kind.ABSENT
@@ -126,7 +126,7 @@ def _with_holes(table: ExtentTable) -> ExtentTable:
     stored = (table.rows["kind"] == Kind.DATA) | (table.rows["kind"] == Kind.ENCODED)
     sparse = stored & (table.rows["flags"] & Flag.SPARSE != 0) & (table.rows["node_offset"] != NO_OFFSET)
     parts = [table.rows[~sparse]]
-    for index in np.unique(table.rows["node"][sparse]).tolist():
+    for index in distinct(table.rows["node"][sparse]).tolist():
         node, rows = table.nodes[index], table.rows[sparse & (table.rows["node"] == index)]
         parts.append(rows if node is None else _cut_at_holes(rows, node))
     if len(parts) == 1:

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ImageError, reason_of
-from ..extent import Extent, ExtentTable, Kind, tabulate
+from ..extent import Extent, ExtentTable, Kind, distinct, tabulate
 from ..node import SECTOR, Image
 from .chain import layers, read_range, resolve
 from .mapping import State, states
@@ -252,7 +252,7 @@ def _spans(left: ExtentTable, right: ExtentTable, *, strict: bool) -> tuple[list
     """
     import numpy as np
 
-    offsets = np.union1d(left.rows["offset"], right.rows["offset"])
+    offsets = distinct(np.concatenate((left.rows["offset"], right.rows["offset"])))
     ends = np.append(offsets[1:], left.end)
     first, second = (_states_at(table, offsets) for table in (left, right))
     mismatch = None

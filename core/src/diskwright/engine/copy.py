@@ -1,9 +1,13 @@
 """The copy engine: guest bytes from sources to a target, in parallel and in bounded memory.
 
-plan -> read -> find zeros -> (compress) -> write. The sources' maps are cut into cells, aligned pieces of the target of
-about a megabyte. Each worker thread takes the next cell, reads it into its one buffer, looks for zeros and writes the
-rest. Space in the target is allocated in the order of the cells, so that the result does not depend on the threads'
-luck; the data itself is written side by side.
+plan -> read -> find zeros -> (compress) -> allocate -> write. The sources' maps are cut into cells, aligned pieces of
+the target of two megabytes. A worker takes the next cell, reads it into a buffer, looks for zeros and has the rest
+written. Space in the target is allocated in the order of the cells, so that the result does not depend on the threads'
+luck.
+
+From one local file to another there is one worker, and a thread that writes what it has read (see :mod:`.writing`):
+more would only wait for each other. Where there is more to do than to copy - compress, decode, encrypt, wait for a
+network - there are as many workers as processors.
 """
 
 from __future__ import annotations
@@ -14,13 +18,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..errors import ImageError, UnsupportedOperation
+from ..extent import Kind
 from ..node import (
     SECTOR,
     AlwaysCompressing,
     Compressing,
     Image,
     WritableImage,
-    write_placed,
 )
 from ..tracing import COPY_BEGIN, COPY_CELL, COPY_OFFLOAD, COPY_ZEROS
 from ..waiting import pause
@@ -31,6 +35,7 @@ from .pool import Turnstile, Workers, worker_count
 from .ranges import Range, aligned, difference, intersection, joined
 from .rate import RateLimit
 from .reading import Salvage, failing, failing_map, read_piece
+from .writing import Buffers, Filled, Writer
 from .zeros import nonzero_runs
 
 CELL = 2 << 20
@@ -120,6 +125,10 @@ class _Copy:
         self.tasks_lock = threading.Lock()
         self.workers = Workers(worker_count(options.parallel))
         self.turnstile = Turnstile(self.workers, ordered=not options.out_of_order)
+        self.buffers = Buffers(self.workers, self.cell, self.workers.count + 1)
+        self.writer = Writer(target, self.workers, self.buffers)
+        self.all_hands = False
+        self.all_hands_lock = threading.Lock()
         self.progress = progress
         self.progress_lock = threading.Lock()
         self.amount = self.done = self.reported = 0
@@ -130,18 +139,26 @@ class _Copy:
             with failing_map():
                 self.amount = amount(self.sources, self.options)
         COPY_BEGIN(self.target.filename, self.cell, self.workers.count)
-        self.workers.run(self._work)
+        if self.compressor is not None or self.options.offload:
+            self._call_all_hands()
+        elif self.workers.count > 1:
+            self.workers.add(self.writer.loop)
+        self.workers.run(self._work, helpers=0)
+        self.writer.link(at_least=1)
         self.progress(self.amount, self.amount)
 
-    def _work(self) -> None:
-        import mmap
+    def _call_all_hands(self) -> None:
+        """There is more to do than to copy from file to file: let all processors take part."""
+        with self.all_hands_lock:
+            called, self.all_hands = self.all_hands, True
+        if not called:
+            self.workers.add(self._work, self.workers.count - 1)
 
-        # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by hand: after
-        # a failure parts of it are still held by the traceback.
-        buffer = memoryview(mmap.mmap(-1, self.cell))
-        while (task := self._next_task()) is not None:
-            self._do(task, buffer)
-            self._report(task)
+    def _work(self) -> None:
+        with self.writer.fed():
+            while (task := self._next_task()) is not None:
+                self._do(task)
+                self._report(task)
 
     def _next_task(self) -> Task | None:
         with self.tasks_lock:
@@ -157,7 +174,7 @@ class _Copy:
                 self.reported = self.done
                 self.progress(min(self.done, self.amount), self.amount)
 
-    def _do(self, task: Task, buffer: memoryview) -> None:
+    def _do(self, task: Task) -> None:
         """Copy one cell, or write many cells of zeros."""
         start, end = task.pieces[0].offset, task.pieces[-1].end
         if end - start > self.cell or (self.options.sparse_size and all(p.extent is None for p in task.pieces)):
@@ -166,27 +183,36 @@ class _Copy:
                 for piece in task.pieces:
                     make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
             return
-        cell_start = start // self.cell * self.cell
-        view = buffer[: min(self.cell, self.target.size - cell_start)]
         if self.options.offload and self._offload(task):
             COPY_OFFLOAD(start, end - start)
             return
-        wanted = list(joined((piece.offset - cell_start, piece.end - cell_start) for piece in task.pieces))
-        self._read(task.pieces, cell_start, view)
-        if self.explicit and self.target.cluster_size:
-            with failing("reading", start):
-                wanted = self._fill_clusters(wanted, self.target.cluster_size, cell_start, view)
-        data, zeros = self._sort_out(wanted, view)
-        if COPY_CELL.enabled:
-            COPY_CELL(cell_start, len(view), *(sum(last - first for first, last in part) for part in (data, zeros)))
+        cell_start = start // self.cell * self.cell
+        buffer = self.buffers.take()
+        view = buffer[: min(self.cell, self.target.size - cell_start)]
+        data, zeros = self._load(task, cell_start, view)
         self._wait_for_turn(sum(last - first for first, last in data))
         with failing("writing", start):
             if self.compressor is not None:
                 self._write_compressed(self.compressor, task.number, cell_start, data, buffer, len(view))
+                free = True
             else:
-                self._write(task.number, cell_start, data, view)
+                free = self._write(task, cell_start, data, buffer)
             for first, last in zeros:
                 make_zeros(self.target, cell_start + first, last - first, unmap=self.unmap)
+        if free:
+            self.buffers.give(buffer)
+
+    def _load(self, task: Task, cell_start: int, view: memoryview) -> tuple[list[Range], list[Range]]:
+        """Fill a cell's buffer; which ranges of it to write as data and which as zeros."""
+        wanted = list(joined((piece.offset - cell_start, piece.end - cell_start) for piece in task.pieces))
+        self._read(task.pieces, cell_start, view)
+        if self.explicit and self.target.cluster_size:
+            with failing("reading", task.pieces[0].offset):
+                wanted = self._fill_clusters(wanted, self.target.cluster_size, cell_start, view)
+        data, zeros = self._sort_out(wanted, view)
+        if COPY_CELL.enabled:
+            COPY_CELL(cell_start, len(view), *(sum(last - first for first, last in part) for part in (data, zeros)))
+        return data, zeros
 
     def _offload(self, task: Task) -> bool:
         """Let the system copy a cell from file to file; False if it cannot, then all of the cell is to be copied."""
@@ -232,6 +258,8 @@ class _Copy:
             if layer is None or extent is None:
                 part[:] = bytes(length)
             else:
+                if extent.kind is Kind.ENCODED or extent.node is None or not extent.node.one_at_a_time:
+                    self._call_all_hands()
                 try:
                     read_piece(piece, part, self.options.salvage)
                 except (OSError, ImageError):
@@ -268,17 +296,28 @@ class _Copy:
         data = list(intersection(wanted, runs))
         return data, list(difference(wanted, data)) if self.explicit else []
 
-    def _write(self, number: int, cell_start: int, data: list[Range], view: memoryview) -> None:
+    def _write(self, task: Task, cell_start: int, data: list[Range], buffer: memoryview) -> bool:
+        """Allocate space for the data of a cell and write it there.
+
+        :returns: whether the buffer is free again; the writer may have taken it over.
+        """
         target = self.target
         # No two ranges share a cluster: the image knows nothing of a new one before it is linked.
-        with self.turnstile.turn(number), target.lock:
+        with self.turnstile.turn(task.number), target.lock:
             placements = [p for first, last in data for p in target.allocate(cell_start + first, last - first)]
-        for placement in placements:
-            first = placement.offset - cell_start
-            write_placed(target, placement, view[first : first + placement.length])
-        if placements:
-            with target.lock:
-                target.link(placements)
+        if not placements:
+            return True
+        filled = Filled(task.pieces[0].offset, cell_start, placements, buffer)
+        if self.writer.takes(placements):
+            self.writer.put(filled)
+            self.writer.link()
+            return False
+        if not placements[0].node.one_at_a_time:
+            self._call_all_hands()
+        filled.write(target)
+        with target.lock:
+            target.link(placements)
+        return True
 
     def _write_compressed(
         self, target: WritableImage, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int

@@ -39,7 +39,10 @@ class Stopped(Exception):
 
 
 class Workers:
-    """Runs the same loop in several threads, the calling thread being one of them; the first failure stops all."""
+    """Runs loops in several threads, the calling thread being one of them; the first failure stops all.
+
+    :param count: threads that there can be.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -56,25 +59,33 @@ class Workers:
         if self._failure is not None:
             raise Stopped
 
-    def run(self, loop: Callable[[], None]) -> None:
-        """Run ``loop`` in all threads until it has returned in each.
+    def run(self, loop: Callable[[], None], helpers: int | None = None) -> None:
+        """Run ``loop`` in several threads until it has returned in each.
 
+        :param helpers: threads besides the calling one; by default as many as there can be.
         :raises BaseException: whatever the first failing worker raised.
         """
-        former = threading.stack_size(_STACK)
-        try:
-            for _ in range(self.count - 1):
-                # Not threading.Thread: that waits for a thread which had no memory to begin, for ever.
-                _thread.start_new_thread(self._help, (loop,))
-        except RuntimeError:
-            pass  # no more threads are to be had: fewer do it as well
-        finally:
-            threading.stack_size(former)
+        self.add(loop, self.count - 1 if helpers is None else helpers)
         self._guarded(loop)
         self._guarded(self._wait)  # a signal while waiting stops the others too
         self._wait()
         if self._failure is not None:
             raise self._failure
+
+    def add(self, loop: Callable[[], None], number: int = 1) -> None:
+        """Let further threads take part, with a loop of their own or the same; any worker may call this.
+
+        There may be fewer, or none, where there is no memory for them: whatever they do, others must do as well.
+        """
+        former = threading.stack_size(_STACK)
+        try:
+            for _ in range(number):
+                # Not threading.Thread: that waits for a thread which had no memory to begin, for ever.
+                _thread.start_new_thread(self._help, (loop,))
+        except RuntimeError:
+            pass
+        finally:
+            threading.stack_size(former)
 
     def _help(self, loop: Callable[[], None]) -> None:
         """What the other threads do; one that begins when all is done already does nothing."""

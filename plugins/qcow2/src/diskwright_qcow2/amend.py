@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskwright.errors import InvalidOption
+from diskwright.extent import distinct
 
 from . import layout
 from .check_references import StoredRefcounts
@@ -236,5 +237,5 @@ def _own_clusters(image: Qcow2Image, table: Column) -> Column:
     first = header.refcount_table_offset >> header.cluster_bits
     places = table & np.uint64(layout.REFCOUNT_TABLE_OFFSET_MASK)
     blocks = places[places != 0].astype(np.int64) >> header.cluster_bits
-    own = np.unique(np.concatenate((np.arange(first, first + header.refcount_table_clusters), blocks)))
+    own = distinct(np.concatenate((np.arange(first, first + header.refcount_table_clusters), blocks)))
     return own[own < -(-image.file.size >> header.cluster_bits)]

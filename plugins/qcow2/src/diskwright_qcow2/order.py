@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diskwright.errors import InvalidImage
+from diskwright.extent import distinct
 from diskwright.node import Node, Writable
 
 from . import events, layout
@@ -194,7 +195,7 @@ class WriteOrder:
         self.blocks.write_blocks()
         if self._passed:
             # Nothing on disk leads to these clusters any more, and nobody has taken them for something else yet.
-            passed, self._passed = np.unique(np.concatenate(self._passed)), []
+            passed, self._passed = distinct(np.concatenate(self._passed)), []
             free = np.fromiter((not self.blocks.count(cluster) for cluster in passed.tolist()), bool, len(passed))
             give_back(self.disk.node, passed[free], self.blocks.cluster_bits)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diskwright.extent import distinct
+
 from . import layout
 from .runtime import Overlap
 
@@ -55,6 +57,7 @@ class MetadataMap:
         starts, ends, kinds = _ranges(image, refcount_table)
         order = np.argsort(starts, kind="stable")
         self._starts, self._ends, self._kinds = starts[order], ends[order], kinds[order]
+        self._highest = int(self._ends.max(initial=0))
         self._dropped: set[int] = set()
         self._added: list[int] = []
 
@@ -66,7 +69,8 @@ class MetadataMap:
 
     def conflict(self, run: Run) -> str | None:
         """What metadata stands in a run of clusters, ``None`` if there is none."""
-        index = int(np.searchsorted(self._starts, run.end)) - 1
+        # Most runs are new, behind all that was there.
+        index = int(self._starts.searchsorted(run.end)) - 1 if run.first < self._highest else -1
         while index >= 0 and self._ends[index] > run.first:
             if int(self._starts[index]) not in self._dropped:
                 return _NAMES[int(self._kinds[index])]
@@ -139,5 +143,5 @@ def _inactive_l2(image: Qcow2Image, active: Column) -> Column:
 
         for entry in image.snapshots:
             offsets = snapshot_tables(image, entry).l1 & np.uint64(layout.OFFSET_MASK)
-            found = np.union1d(found, offsets)
-    return np.setdiff1d(found, active)
+            found = distinct(np.concatenate((found, offsets)))
+    return found[~np.isin(found, active)] if len(found) else found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from diskwright.errors import NodeIOError
+from diskwright.extent import distinct
 from diskwright.facts import CheckResult
 
 from . import layout
@@ -48,7 +49,7 @@ class Layout(NamedTuple):
         """All clusters that have a reference more than before, in order."""
         parts = [np.array(list(self.places.values()), np.int64)]
         parts += [np.arange(run.first, run.end, dtype=np.int64) for run in (self.table, self.run)]
-        clusters: Column = np.unique(np.concatenate(parts))
+        clusters: Column = distinct(np.concatenate(parts))
         return clusters
 
 
@@ -90,7 +91,7 @@ class RefcountBuilder:
         self._per_cluster = (1 << self.bits) // layout.REFCOUNT_TABLE_ENTRY_SIZE
         self._used: set[int] = set()
         for start, part in used_windows(counts):
-            self._used.update(np.unique((np.flatnonzero(part) + start) // self.entries).tolist())
+            self._used.update(distinct((np.flatnonzero(part) + start) // self.entries).tolist())
 
     def plan(self, start: int, extra: int = 0) -> Plan:
         """Put the new structures at ``start``; all clusters from there on are free.
@@ -212,7 +213,7 @@ class FreeSpace:
         for start in range(0, len(self._counts), _WINDOW):
             busy = np.flatnonzero(self._counts[start : start + _WINDOW]) + start
             first, end = np.searchsorted(taken, (start, start + _WINDOW))
-            edges = np.concatenate(([last], np.union1d(busy, taken[first:end])))
+            edges = np.concatenate(([last], distinct(np.concatenate((busy, taken[first:end])))))
             wide = np.flatnonzero(np.diff(edges) > length)
             if len(wide):
                 return int(edges[wide[0]]) + 1

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diskwright.extent import distinct
+
 from . import layout
 from .check_references import StoredRefcounts
 from .inactive import inactive_l1
@@ -53,7 +55,7 @@ class L2Editor:
 
     def readable(self, l1: Column) -> list[int]:
         """File offsets of the L2 tables of an L1 table, once each; those that are not in the file are left out."""
-        offsets = np.unique(l1 & _OFFSET_MASK)
+        offsets = distinct(l1 & _OFFSET_MASK)
         size = np.uint64(self.header.cluster_size)
         sound = (offsets != 0) & (offsets % size == 0) & (offsets < np.uint64(self.node.size))
         found: list[int] = offsets[sound].tolist()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diskwright.errors import ImageError, InvalidImage
+from diskwright.extent import distinct
 
 from . import layout
 from .allocate import ClusterAllocator, Run
@@ -281,7 +282,7 @@ class Shadow:
         self.disk.barrier()
         self.image.restart(autoclear_features=features, **fields)
         if self._passed:
-            passed = np.unique(np.concatenate(self._passed))
+            passed = distinct(np.concatenate(self._passed))
             give_back(self.disk.node, passed[self.blocks.counts(passed) == 0], self.header.cluster_bits)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diskwright.extent import distinct
 from diskwright.zeroing import make_zeros
 
 from . import layout
@@ -103,7 +104,7 @@ def _zero_clusters(image: Qcow2Image, writer: ImageWriter, start: int, end: int,
             if kept and image.runtime.pass_request and not image.header.has_data_file:
                 # The clusters may be written again at any time: their space goes before that.
                 writer.flush()
-                clusters = np.unique((new & _OFFSET_MASK)[new & _COPIED != 0] >> np.uint64(image.header.cluster_bits))
+                clusters = distinct((new & _OFFSET_MASK)[new & _COPIED != 0] >> np.uint64(image.header.cluster_bits))
                 give_back(image.file, clusters.astype(np.int64), image.header.cluster_bits)
             elif writer.order.full:
                 writer.flush()

@@ -113,6 +113,7 @@ class FileNode(Node):
         self._lent = False
         self._locks = None if options.values.get("locking") == "off" else ImageLocks(fd, filename)
         self._direct: DirectIO | None = None
+        self.one_at_a_time = self._regular
         self._writing = threading.Lock()
 
     def go_direct(self) -> None:
@@ -122,6 +123,7 @@ class FileNode(Node):
         """
         from .direct import DirectIO
 
+        self.one_at_a_time = False
         access = os.O_RDONLY if self.read_only else os.O_RDWR
         try:
             self._direct = DirectIO(self._fd, access | (os.O_DSYNC if self._write_through else 0))

@@ -1,0 +1,151 @@
+"""Writing behind: one thread writes what the others have read, while they read on.
+
+The system lets one thread at a time write to a file. Threads that read and write by turns would wait for each other
+there, and to wake one that sleeps takes as long as copying some hundred kilobytes. So data for such a file goes to a
+thread that does nothing else, and a few buffers go round: filled by those who read, emptied by the one that writes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..node import Placement, WritableImage, write_placed
+from .reading import failing
+
+if TYPE_CHECKING:
+    from .pool import Workers
+
+LINKED_AT_ONCE = 16
+"""Buffers written between two changes of the target's tables: one by one, that would take as long as reading them."""
+
+_PATIENCE = 0.1
+"""Seconds to wait for a buffer before looking whether another worker has failed."""
+
+
+class Buffers:
+    """Buffers that go round; each is made when it is first needed.
+
+    :param size: bytes of each.
+    :param number: how many there are at most.
+    """
+
+    def __init__(self, workers: Workers, size: int, number: int) -> None:
+        self.size = size
+        self._workers = workers
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        self._unmade = number
+        self._lock = threading.Lock()
+
+    def take(self) -> memoryview:
+        """A buffer that nobody uses; wait for one if there is none.
+
+        :raises Stopped: another worker has failed.
+        """
+        with suppress(Empty):
+            return self._free.get_nowait()
+        with self._lock:
+            make, self._unmade = self._unmade > 0, max(0, self._unmade - 1)
+        if make:
+            import mmap
+
+            # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by hand:
+            # after a failure parts of it are still held by the traceback.
+            return memoryview(mmap.mmap(-1, self.size))
+        while True:
+            with suppress(Empty):
+                return self._free.get(timeout=_PATIENCE)
+            self._workers.check()
+
+    def give(self, buffer: memoryview) -> None:
+        """Nobody uses it any more."""
+        self._free.put(buffer)
+
+
+class Filled(NamedTuple):
+    """A buffer with data that has its places.
+
+    :ivar offset: of its first byte in the target, for messages.
+    :ivar start: where the buffer's first byte goes in the target.
+    :ivar placements: where the target wants parts of the buffer.
+    :ivar buffer: as it was taken, to be given back.
+    """
+
+    offset: int
+    start: int
+    placements: Sequence[Placement]
+    buffer: memoryview
+
+    def write(self, target: WritableImage) -> None:
+        """Write the data to its places; the target does not refer to them yet."""
+        with failing("writing", self.offset):
+            for placement in self.placements:
+                first = placement.offset - self.start
+                write_placed(target, placement, self.buffer[first : first + placement.length])
+
+
+class Writer:
+    """The thread that writes.
+
+    It leaves it to the others to let the target refer to what is written: it is the one that they wait for.
+
+    :ivar active: whether it has begun; until then, and where there is no memory for it, the others write themselves.
+    """
+
+    def __init__(self, target: WritableImage, workers: Workers, buffers: Buffers) -> None:
+        self.active = False
+        self._target = target
+        self._workers = workers
+        self._buffers = buffers
+        self._waiting: SimpleQueue[Filled | None] = SimpleQueue()
+        self._written: deque[Sequence[Placement]] = deque()
+        self._feeding = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def fed(self) -> Iterator[None]:
+        """Within, the calling thread may hand something over; when no thread may any more, the writer ends."""
+        with self._lock:
+            self._feeding += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._feeding -= 1
+                if not self._feeding:
+                    self._waiting.put(None)
+
+    def takes(self, placements: Sequence[Placement]) -> bool:
+        """Whether it is the one to write to these places."""
+        return self.active and all(placement.node.one_at_a_time for placement in placements)
+
+    def put(self, filled: Filled) -> None:
+        """Hand over a buffer."""
+        self._waiting.put(filled)
+
+    def loop(self) -> None:
+        """Write until nothing can come any more."""
+        self.active = True
+        while (filled := self._waiting.get()) is not None:
+            self._workers.check()
+            filled.write(self._target)
+            self._written.append(filled.placements)
+            self._buffers.give(filled.buffer)
+
+    def link(self, at_least: int = LINKED_AT_ONCE) -> None:
+        """Let the target refer to what has been written so far; to be called now and then, and at the end.
+
+        :param at_least: do nothing if fewer buffers than this have been written.
+        """
+        if len(self._written) < at_least:
+            return
+        placements: list[Placement] = []
+        with suppress(IndexError):
+            while True:
+                placements += self._written.popleft()
+        with self._target.lock:
+            self._target.link(placements)
