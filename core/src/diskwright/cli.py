@@ -187,8 +187,9 @@ def _leave(code: int) -> NoReturn:
     """End the process at once: to take its objects apart one by one would take longer than to describe an image."""
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it was closed when we began
+                stream.flush()
     except OSError:
         sys.exit(code or 1)  # the interpreter tells, as far as it can
     os._exit(code)

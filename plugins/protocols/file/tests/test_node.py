@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from diskwright_file import node as node_module
 from diskwright_file.direct import DirectIO
 from diskwright_file.node import FileNode
 from diskwright_file.plugin import FileDriver, HostDeviceDriver
+from diskwright_file.sparse import file_system
 
 
 def opened(path: Path | str, driver: FileDriver | None = None, **options: object) -> FileNode:
@@ -147,6 +149,49 @@ def test_write_zeroes(sparse_file: Path, monkeypatch: pytest.MonkeyPatch, unmap:
             node.write_zeroes(offset, length, unmap=unmap)
         assert node.size == 15 * 65536 + 1 + 2_000_000
         assert node.read_at(0, node.size) == expected
+
+
+@pytest.mark.parametrize("answer", [True, False, OSError(28, "No space left on device")])
+def test_ext4_is_asked_for_the_space_of_large_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bool | OSError
+) -> None:
+    """Whatever it answers, the write goes on, and the file ends where that ends."""
+    asked: list[tuple[int, ...]] = []
+
+    def fallocate(fd: int, *arguments: int) -> bool:
+        asked.append(arguments)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(node_module, "fallocate", fallocate)
+    monkeypatch.setattr(node_module, "file_system", lambda fd: node_module.EXT4)
+    (tmp_path / "file").write_bytes(b"")
+    data = random.Random(1).randbytes(node_module.RESERVED_FROM)
+    with opened(tmp_path / "file", writable=True) as node:
+        node.write_at(0, data[1:])
+        assert not asked
+        node.write_at(4096, data)
+        node.write_at(0, data)
+    assert asked == [(node_module.KEEP_SIZE, at, len(data)) for at in (4096, 0)[: 2 if answer is True else 1]]
+    assert (tmp_path / "file").read_bytes() == data + data[-4096:]
+
+
+def test_other_file_systems_are_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "fallocate", None)
+    monkeypatch.setattr(node_module, "file_system", lambda fd: 0x01021994)
+    (tmp_path / "file").write_bytes(b"")
+    with opened(tmp_path / "file", writable=True) as node:
+        node.write_at(0, bytes(node_module.RESERVED_FROM))
+    assert (tmp_path / "file").stat().st_size == node_module.RESERVED_FROM
+
+
+def test_the_file_system_is_known_by_its_number(tmp_path: Path) -> None:
+    """As stat(1) tells it."""
+    (tmp_path / "file").touch()
+    told = subprocess.run(["stat", "-f", "-c", "%t", tmp_path], capture_output=True, text=True, check=True)
+    with opened(tmp_path / "file") as node:
+        assert file_system(node.fileno()) == int(told.stdout, 16)
 
 
 def test_discard_frees_space(sparse_file: Path) -> None:

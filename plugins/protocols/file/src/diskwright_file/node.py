@@ -16,12 +16,14 @@ from diskwright.node import Buffer, Bytes, Node, Permission
 from diskwright.zeroing import write_zero_bytes
 
 from .locks import ImageLocks
-from .sparse import KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED, ZERO_RANGE, fallocate
+from .sparse import EXT4, KEEP_SIZE, PUNCH_HOLE, UNSUPPORTED, ZERO_RANGE, fallocate, file_system
 
 if TYPE_CHECKING:
     from .direct import DirectIO
 
 FIRST_BLOCK = 4096
+RESERVED_FROM = 256 << 10
+"""Bytes from which on space for a write is asked for at once, where that pays."""
 WRITE_THROUGH = ("writethrough", "directsync")
 """Cache modes in which a write is on disk when it returns."""
 DIRECT = ("none", "directsync", "direct-unsafe")
@@ -115,6 +117,7 @@ class FileNode(Node):
         self._direct: DirectIO | None = None
         self.one_at_a_time = self._regular
         self._writing = threading.Lock()
+        self._reserves: bool | None = None
 
     def go_direct(self) -> None:
         """From now on, move data past the page cache.
@@ -194,6 +197,8 @@ class FileNode(Node):
                 return
             # The system lets one thread at a time write to a file; the others would spin meanwhile instead of sleeping.
             with self._writing:
+                if len(view) >= RESERVED_FROM:
+                    self._reserve(offset, len(view))
                 while len(view):
                     count = os.pwrite(self._fd, view, offset)
                     view = view[count:]
@@ -202,6 +207,19 @@ class FileNode(Node):
             raise NodeIOError(f"Could not write '{self.filename}'", error) from None
         finally:
             self._unflushed = True
+
+    def _reserve(self, offset: int, length: int) -> None:
+        """Let ext4 find space for a large write in one step: page by page takes a quarter of the time of the write.
+
+        Whether there is any is for the write to say.
+        """
+        if self._reserves is None:
+            self._reserves = self._regular and file_system(self._fd) == EXT4
+        if self._reserves:
+            try:
+                self._reserves = fallocate(self._fd, KEEP_SIZE, offset, length)
+            except OSError:
+                self._reserves = False
 
     def flush(self) -> None:
         """Bring data and size to stable storage.

@@ -11,6 +11,9 @@ from typing import Any
 from diskwright.extent import Extent, Kind
 from diskwright.node import Node
 
+EXT4 = 0xEF53
+"""What statfs(2) calls ext4, and its forerunners."""
+
 KEEP_SIZE = 0x01
 PUNCH_HOLE = 0x02
 ZERO_RANGE = 0x10
@@ -52,6 +55,17 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
     return True
+
+
+def file_system(fd: int) -> int:
+    """The number that statfs(2) has for the file system a file is in; 0 if it cannot be found out."""
+    import ctypes
+
+    found = ctypes.create_string_buffer(512)  # more than the structure has; the number is its first field
+    function = getattr(ctypes.CDLL(None), "fstatfs", None)
+    if function is None or function(fd, found):
+        return 0
+    return ctypes.c_long.from_buffer(found).value
 
 
 def file_extents(node: Node, fd: int, offset: int, length: int) -> Iterator[Extent]:
