@@ -54,6 +54,7 @@ class Side:
         self.printed = self._directory / "printed"
         self.out = self._directory / "out"
         self.result = fill(operation.result, self.place)
+        self._made = 0
 
     def place(self, name: str) -> str:
         """The file that a name in braces stands for."""
@@ -77,8 +78,10 @@ class Side:
             if self._setting.cold:
                 paths.forget(path)
         words = [fill(word, self.place) for word in shlex.split(self._operation.command)]
+        paths.level_memory(self._directory, self._made)
         taken = self._setting.launcher.run([self._program, *words])
         paths.settle(self._directory.iterdir())  # who runs next is not to wait for what this one wrote
+        self._made = sum(map(paths.allocated, self._directory.iterdir()))
         if self._operation.prints:
             shutil.copyfile(self._setting.launcher.output_file, self.printed)
         return taken
