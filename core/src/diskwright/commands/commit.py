@@ -55,7 +55,7 @@ def run(args: Namespace, app: App) -> int:
         rate=rate_limit(args.rate),
     )
     with progress_of(args, app) as progress:
-        commit(app.context, request, progress.update)
+        commit(app.context, request, progress)
     if not args.quiet:
         app.out.line("Image committed.")
     return 0

@@ -125,7 +125,7 @@ def run(args: Namespace, app: App) -> int:
     # Nothing but the image may be on standard output then.
     shown_on = app.err if request.target == STANDARD_OUTPUT else app.out
     with progress_of(args, app, out=shown_on) as progress:
-        convert(app.context, request, progress.update)
+        convert(app.context, request, progress)
     return 0
 
 

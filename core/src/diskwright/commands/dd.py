@@ -61,7 +61,7 @@ def run(args: Namespace, app: App) -> int:
         force_share=args.force_share,
     )
     with Progress(app.out, app.err, shown=False) as progress:
-        inside = dd(app.context, request, progress.update)
+        inside = dd(app.context, request, progress)
     if not inside:
         app.error(f"{values['if']}: cannot skip to specified offset")
     return 0 if inside else 1

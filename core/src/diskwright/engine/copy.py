@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from ..errors import ImageError, UnsupportedOperation
@@ -47,11 +48,19 @@ REPORT_STEP = 2 << 20
 """Bytes of data by which progress moves within a run of data, as with QEMU; at the end of a run it always does."""
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes of data done and those there are (zeros take no time), by several threads but one at a time."""
+"""Called with the bytes of data done and those there are (zeros take no time), by several threads but one at a time.
+
+If it has an attribute ``due``, then only while that is true.
+"""
 
 
 def no_progress(done: int, total: int) -> None:
     """For callers that do not want to know."""
+
+
+def is_due(progress: Progress) -> bool:
+    """Whether anybody wants to know now."""
+    return progress is not no_progress and getattr(progress, "due", True)
 
 
 @dataclass(frozen=True)
@@ -131,13 +140,18 @@ class _Copy:
         self.all_hands_lock = threading.Lock()
         self.progress = progress
         self.progress_lock = threading.Lock()
-        self.amount = self.done = self.reported = 0
+        self.done = self.reported = 0
         self.rate = RateLimit(options.rate) if options.rate else None
 
+    @cached_property
+    def amount(self) -> int:
+        """Bytes of data there are, for those who want to know of progress: for that, the maps are read once more."""
+        with failing_map():
+            return amount(self.sources, self.options)
+
     def run(self) -> None:
-        if self.progress is not no_progress:
-            with failing_map():
-                self.amount = amount(self.sources, self.options)
+        if is_due(self.progress):
+            _ = self.amount
         COPY_BEGIN(self.target.filename, self.cell, self.workers.count)
         if self.compressor is not None or self.options.offload:
             self._call_all_hands()
@@ -145,7 +159,8 @@ class _Copy:
             self.workers.add(self.writer.loop)
         self.workers.run(self._work, helpers=0)
         self.writer.link(at_least=1)
-        self.progress(self.amount, self.amount)
+        if is_due(self.progress):
+            self.progress(self.amount, self.amount)
 
     def _call_all_hands(self) -> None:
         """There is more to do than to copy from file to file: let all processors take part."""
@@ -170,7 +185,7 @@ class _Copy:
         copied = sum(p.length for p in task.pieces if p.extent is not None or not self.options.sparse_size)
         with self.progress_lock:
             self.done += copied
-            if copied and (task.ends_run or self.done - self.reported >= REPORT_STEP):
+            if copied and (task.ends_run or self.done - self.reported >= REPORT_STEP) and is_due(self.progress):
                 self.reported = self.done
                 self.progress(min(self.done, self.amount), self.amount)
 

@@ -226,6 +226,15 @@ class Progress:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
+    @property
+    def due(self) -> bool:
+        """Whether anybody would see the next step: until then, nobody need find out how much there is to do."""
+        return self._display is not None or self._asked
+
+    def __call__(self, done: int, total: int) -> None:
+        """See :meth:`update`."""
+        self.update(done, total)
+
     def update(self, done: int, total: int) -> None:
         """So much has been done of so much, in bytes."""
         if self._display is not None:
