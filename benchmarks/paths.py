@@ -79,7 +79,7 @@ def level_memory(directory: Path, size: int) -> None:
     """See that the memory that is used next has been used a moment ago.
 
     A virtual machine gives memory that is free back to its host; whoever needs it next waits for the host, which can
-    take three times as long as writing the file. Otherwise the second of two programs that write would pay for the first.
+    take three times as long as writing the file. Otherwise the second of two programs would pay for the first.
 
     :param size: bytes that are going to be written.
     """
