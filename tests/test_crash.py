@@ -94,7 +94,7 @@ def compressing(image: Any) -> None:
         start = offset // size * size
         blob = image.compress(memoryview(b"%08d" % offset * (size // 8)))
         assert blob is not None
-        image.write_compressed(start, blob)
+        image.write_compressed([(start, blob)])
 
 
 def zeroing(image: Any) -> None:

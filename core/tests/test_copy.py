@@ -125,10 +125,11 @@ class Shrinking(Target):
     def compress(self, data: memoryview) -> bytes | None:
         return bytes(data[:1]) if len(set(data)) == 1 else None
 
-    def write_compressed(self, offset: int, blob: bytes) -> None:
-        self.compressed.append(offset)
-        end = min(self.size, offset + 1024)
-        self.disk.write_at(offset, blob * (end - offset))
+    def write_compressed(self, clusters: Sequence[tuple[int, bytes]]) -> None:
+        for offset, blob in clusters:
+            self.compressed.append(offset)
+            end = min(self.size, offset + 1024)
+            self.disk.write_at(offset, blob * (end - offset))
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +206,20 @@ def test_compressed_clusters_are_stored_in_order() -> None:
     engine.copy([source], target, engine.CopyOptions(compress=True, parallel=3))
     assert target.disk.content == source.disk.content
     assert target.compressed == list(range(0, source.size, 2048))
+
+
+def test_clusters_that_do_not_shrink_are_stored_where_they_are() -> None:
+    """Between them are some with nothing in them."""
+    noise = random.Random(5).randbytes(1024)
+    source = Source(3, 64 * 1024)
+    for start in range(0, source.size, 1024):
+        source.disk.content[start : start + 1024] = (bytes(1024), noise, noise, b"x" * 1024)[start // 1024 * 7 % 5 % 4]
+    source.runs = [(0, source.size, Kind.DATA)]
+    target = Shrinking(bytes(source.size))
+    engine.copy([source], target, engine.CopyOptions(compress=True, parallel=2))
+    assert target.disk.content == source.disk.content
+    assert target.compressed
+    assert target.allocated
 
 
 def test_progress_goes_up_to_all() -> None:

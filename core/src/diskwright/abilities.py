@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
@@ -103,8 +104,8 @@ class Compressing(Protocol):
     def compress(self, data: memoryview) -> bytes | None:
         """One cluster of guest data, compressed; ``None`` if it does not get smaller. Threads call this in parallel."""
 
-    def write_compressed(self, offset: int, blob: bytes) -> None:
-        """Store and link the compressed cluster at guest ``offset``; called in guest order."""
+    def write_compressed(self, clusters: Sequence[tuple[int, bytes]]) -> None:
+        """Store and link compressed clusters, each with its guest offset; called in guest order."""
 
 
 @runtime_checkable

@@ -105,7 +105,7 @@ def test_writes_are_recorded(
                 change(image, start, length)
                 model.mark(start, length)
             size = image.header.cluster_size
-            image.write_compressed(size, image.compress(memoryview(b"text" * (size // 4))) or b"")
+            image.write_compressed([(size, image.compress(memoryview(b"text" * (size // 4))) or b"")])
             model.mark(size, size)
             if turn == 1:
                 assert list(call("bitmap_ranges", image, name="on")) == model.ranges()

@@ -279,7 +279,7 @@ def test_no_compression(
     make: Callable[..., MemoryNode], opened: Callable[..., Qcow2Image], context: Context, tmp_path: Path
 ) -> None:
     with opened(make(LUKS), writable=True) as image:
-        for work in (lambda: image.compress(memoryview(bytes(65536))), lambda: image.write_compressed(0, b"xyz")):
+        for work in (lambda: image.compress(memoryview(bytes(65536))), lambda: image.write_compressed([(0, b"xyz")])):
             with pytest.raises(UnsupportedOperation) as caught:
                 work()
             assert str(caught.value) == "Compression and encryption not supported at the same time"
@@ -389,7 +389,7 @@ def test_compressed_clusters_are_read_as_they_are(
         image.encrypted = False
         blob = image.compress(memoryview(b"y" * 65536))
         assert blob is not None
-        image.write_compressed(0, blob)
+        image.write_compressed([(0, blob)])
         image.encrypted = True
         image.flush()
         assert image.read_at(0, 2 << 16) == b"y" * 65536 + b"x" * 65536

@@ -117,3 +117,20 @@ def test_compressed_descriptor_round_trip(bits: int) -> None:
             assert start == offset
             assert length <= stored < length + 512
             assert (start + stored) % 512 == 0
+
+
+@pytest.mark.parametrize("size", [4096, 65536, 2 << 20])
+def test_noise_is_not_deflated_for_nothing(size: int) -> None:
+    """What only looks like noise is: bytes of all values equally often, but in a pattern."""
+    chance = random.Random(size)
+    noise = chance.randbytes(size)
+    assert compress(CompressionType.ZLIB, noise, size) is None
+    for pattern in (
+        chance.randbytes(1024) * (size // 1024),
+        noise[: size // 2] + bytes(size // 2),
+        bytes(range(256)) * (size // 256),
+    ):
+        blob = compress(CompressionType.ZLIB, pattern, size)
+        assert blob is not None
+        assert len(blob) < size * 0.6
+        assert decompress(CompressionType.ZLIB, blob, size) == pattern

@@ -68,7 +68,7 @@ def scribble(image: WritableImage, model: bytearray, rng: random.Random) -> None
             start = start // size * size
             data = (b"compressed %d " % rng.randrange(100) * size)[:size]
             blob = image.compress(memoryview(data))  # type: ignore[attr-defined]
-            image.write_compressed(start, blob)  # type: ignore[attr-defined]
+            image.write_compressed([(start, blob)])  # type: ignore[attr-defined]
             model[start : start + size] = data
         else:
             data = rng.randbytes(length)

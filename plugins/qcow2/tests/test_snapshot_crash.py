@@ -60,7 +60,7 @@ def prepared(path: Path, qemu_img: Callable[..., str], options: str) -> bytes:
         image.write_at(rng.randrange(SIZE // 2), rng.randbytes(SIZE // 5))
         blob = image.compress(memoryview(b"text" * (size // 4)))
         assert blob is not None
-        image.write_compressed(rng.randrange(SIZE // size) * size, blob)
+        image.write_compressed([(rng.randrange(SIZE // size) * size, blob)])
         if name:
             call("snapshot_create", image, name=name)
     image.save()

@@ -81,7 +81,7 @@ class Changes:
             text = self.rng.randbytes(64) * (size // 64)
             blob = image.compress(memoryview(text))
             assert blob is not None
-            image.write_compressed(offset, blob)
+            image.write_compressed([(offset, blob)])
             end = min(offset + size, len(self.model))
             self.model[offset:end] = text[: end - offset]
 
@@ -159,7 +159,7 @@ def test_external_data_file(
         changes.make(image, 40)
         verify(image, changes.model)
         with pytest.raises(diskwright.UnsupportedOperation):
-            image.write_compressed(0, b"x")
+            image.write_compressed([(0, b"x")])
     Path("expected.raw").write_bytes(changes.model)
     qemu_img("check", "-q", "disk.qcow2")
     qemu_img("compare", "-q", "-f", "raw", "-F", "qcow2", "expected.raw", "disk.qcow2")

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TypeAlias
 
 from ..errors import ImageError, UnsupportedOperation
@@ -345,8 +346,10 @@ class _Copy:
         starts = [start for first, last in data for start in range(first // cluster * cluster, last, cluster)]
         blobs = [(start, target.compress(buffer[start : start + cluster])) for start in starts]
         with self.turnstile.turn(number), target.lock:
-            for start, blob in blobs:
-                if blob is None:
-                    target.write_at(cell_start + start, buffer[start : min(start + cluster, filled)])
-                else:
-                    target.write_compressed(cell_start + start, blob)
+            for shrunk, run in groupby(blobs, lambda found: found[1] is not None):
+                clusters = list(run)
+                if shrunk:
+                    target.write_compressed([(cell_start + start, blob) for start, blob in clusters if blob])
+                    continue
+                for first, last in joined((start, min(start + cluster, filled)) for start, _ in clusters):
+                    target.write_at(cell_start + first, buffer[first:last])

@@ -273,4 +273,4 @@ def _compress(top: WritableImage, offset: int, data: memoryview, block: int) -> 
             top.write_at(offset + start, piece)
         else:
             with top.lock:
-                top.write_compressed(offset + start, blob)
+                top.write_compressed([(offset + start, blob)])

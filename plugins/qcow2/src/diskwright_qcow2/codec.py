@@ -19,6 +19,13 @@ WRITE_WINDOW_BITS = -12
 """Raw deflate with a 4 KiB window: some readers allow no more."""
 DEFLATE_LEVEL = 6
 DEFLATE_MEMORY_LEVEL = 9
+SAMPLE = 4096
+"""Bytes of a cluster, spread over it, by which those that deflate cannot make smaller are told from others."""
+UNEVEN = 400
+"""Chi-square of the sample's byte values, of 256, above which a cluster is worth a try. What is compressed or encrypted
+has 255 and a little more. With 400, two thousandths of the size are lost."""
+PROBE = 8192
+"""Bytes that are compressed to see whether they repeat each other."""
 ZSTD_LEVEL = 3
 ZSTD_MAX_WINDOW_BITS = 23
 """What any decoder is to support (RFC 8878); more would be memory that the stream asks for and no cluster needs."""
@@ -46,7 +53,7 @@ def compress(codec: CompressionType, data: Bytes, cluster_size: int) -> bytes | 
     if len(data) < cluster_size:
         data = bytes(data).ljust(cluster_size, b"\0")
     compressed = _COMPRESS[codec](data)
-    return compressed if len(compressed) < cluster_size else None
+    return compressed if compressed is not None and len(compressed) < cluster_size else None
 
 
 def _inflate(data: Bytes, cluster_size: int) -> bytes | bytearray:
@@ -70,12 +77,34 @@ def _inflate_stream(data: Bytes, cluster_size: int) -> bytes:
         raise InvalidImage(str(error)) from None
 
 
-def _deflate(data: Bytes) -> bytes:
+def _deflate(data: Bytes) -> bytes | None:
+    return None if _is_noise(memoryview(data)) else _deflated(data, DEFLATE_LEVEL)
+
+
+def _deflated(data: Bytes, level: int) -> bytes:
     from zlib_ng import zlib_ng
 
-    compressor = zlib_ng.compressobj(DEFLATE_LEVEL, zlib_ng.DEFLATED, WRITE_WINDOW_BITS, DEFLATE_MEMORY_LEVEL)
+    compressor = zlib_ng.compressobj(level, zlib_ng.DEFLATED, WRITE_WINDOW_BITS, DEFLATE_MEMORY_LEVEL)
     head = compressor.compress(data)
     return bytes(head + compressor.flush())
+
+
+def _is_noise(data: memoryview) -> bool:
+    """Whether deflate would take its longest time over a cluster for nothing: all bytes are equally frequent, and none
+    repeat each other within its small window.
+    """
+    import numpy as np
+
+    step = len(data) // SAMPLE
+    if not step:
+        return False
+    counts = np.bincount(np.frombuffer(data, np.uint8)[::step], minlength=256)
+    number = len(data) // step
+    if int(np.dot(counts, counts)) * 256 / number - number > UNEVEN:
+        return False
+    middle = (len(data) - PROBE) // 2 if len(data) > PROBE else 0
+    probe = data[middle : middle + PROBE]
+    return len(_deflated(probe, 1)) >= len(probe)
 
 
 def _unzstd(data: Bytes, cluster_size: int) -> bytes:
@@ -108,7 +137,7 @@ _DECOMPRESS: dict[CompressionType, Callable[[Any, int], bytes | bytearray]] = {
     CompressionType.ZLIB: _inflate,
     CompressionType.ZSTD: _unzstd,
 }
-_COMPRESS: dict[CompressionType, Callable[[Any], bytes]] = {
+_COMPRESS: dict[CompressionType, Callable[[Any], bytes | None]] = {
     CompressionType.ZLIB: _deflate,
     CompressionType.ZSTD: _zstd,
 }

@@ -353,10 +353,14 @@ class Qcow2Image(WritableImage):
 
         return compress(self.header.compression_type, data, self.header.cluster_size)
 
-    def write_compressed(self, offset: int, blob: bytes) -> None:
-        """Store the compressed cluster at guest ``offset``, a multiple of the cluster size."""
-        with self.recording(offset, min(self.header.cluster_size, self.size - offset)):
-            self.writer.write_compressed(offset, blob)
+    def write_compressed(self, clusters: Sequence[tuple[int, bytes]]) -> None:
+        """Store compressed clusters, each with its guest offset, a multiple of the cluster size."""
+        with self.lock:
+            writer = self.writer
+            self.recorder.begin()
+            writer.write_compressed(clusters)
+            for offset, _ in clusters:
+                self.recorder.add(offset, min(self.header.cluster_size, self.size - offset))
 
     def new_reads_zero(self) -> bool:
         """Whether all reads as zeros after creation: with preallocation, if the file that it took space in does."""

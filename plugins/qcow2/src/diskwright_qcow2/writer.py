@@ -163,23 +163,34 @@ class ImageWriter:
         if self._packed and not self.allocator.blocks.count((self._packed - 1) >> self.header.cluster_bits):
             self._packed = 0  # all that was packed there is gone, and so is the cluster
 
-    def write_compressed(self, offset: int, blob: bytes) -> None:
-        """Store the compressed cluster at guest ``offset``, packed behind the one before."""
+    def write_compressed(self, clusters: Sequence[tuple[int, bytes]]) -> None:
+        """Store compressed clusters, each with its guest offset, packed one behind the other."""
         self._require_sound()
         if self.header.has_data_file:
             raise UnsupportedOperation("Compression not supported for images with an external data file")
         refuse_compression(self.image)
-        part = next(self.parts(offset, offset + 1))
-        table = self.own_table(part.l1_index)
-        self.disk.node.note_event("cluster_alloc_bytes")
-        host = self._pack(len(blob))
-        self.disk.node.note_event("write_compressed")
-        self.disk.write(host, blob)
-        self.disk.node.note_event("l2_update_compressed")
-        entry = np.array([layout.compressed_descriptor(host, len(blob), self.header.cluster_bits)], np.uint64)
-        self.replace(part, table, entry, np.zeros(1, np.uint64))
+        hosts = []
+        for offset, blob in clusters:
+            self.own_table(offset // self.header.l1_coverage)
+            self.disk.node.note_event("cluster_alloc_bytes")
+            hosts.append(self._pack(len(blob)))
+        self._write_packed(hosts, [blob for _, blob in clusters])
+        for host, (offset, blob) in zip(hosts, clusters, strict=True):
+            part = RangeWithinTable(self.header, offset, offset + 1)
+            self.disk.node.note_event("l2_update_compressed")
+            entry = np.array([layout.compressed_descriptor(host, len(blob), self.header.cluster_bits)], np.uint64)
+            self.replace(part, self.own_table(part.l1_index), entry, np.zeros(1, np.uint64))
         if self.order.full:
             self.flush()
+
+    def _write_packed(self, hosts: Sequence[int], blobs: Sequence[bytes]) -> None:
+        """Write compressed clusters; those that stand one behind the other at once."""
+        first = 0
+        for last, (host, blob) in enumerate(zip(hosts, blobs, strict=True), 1):
+            if last == len(hosts) or hosts[last] != host + len(blob):
+                self.disk.node.note_event("write_compressed")
+                self.disk.write(hosts[first], b"".join(blobs[first:last]))
+                first = last
 
     def _pack(self, length: int) -> int:
         """Host offset for so many bytes, fewer than a cluster; each cluster they touch has one reference more."""

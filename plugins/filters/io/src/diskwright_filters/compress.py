@@ -61,7 +61,7 @@ class Compress(Passing):
             if blob is None:
                 image.write_at(start, data)
             else:
-                image.write_compressed(start, blob)
+                image.write_compressed([(start, blob)])
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Whole clusters become zeros by the means of the image; parts of one are written."""
