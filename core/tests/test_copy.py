@@ -312,6 +312,20 @@ def test_a_failing_write_ends_the_copy_with_its_reason(parallel: int, local: boo
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("local", [False, True], ids=["far", "local"])
+@pytest.mark.parametrize("cells", [3, 64], ids=["at the end", "on the way"])
+def test_tables_that_cannot_be_changed_are_told_of_once(local: bool, cells: int) -> None:
+    class Broken(Target):
+        def link(self, placements: Sequence[Placement]) -> None:
+            raise ImageError("no room in the tables")
+
+    source = Runs(cells * CELL, [(0, cells * CELL)])
+    target = Broken(bytes(source.size))
+    source.disk.one_at_a_time = target.disk.one_at_a_time = local
+    with pytest.raises(ImageError, match=r"^error while writing at byte \d+: no room in the tables$"):
+        engine.copy([source], target, engine.CopyOptions(parallel=4))
+
+
 def test_a_failing_read_says_where() -> None:
     class Bad(Source):
         def read_encoded(self, offset: int, buffer: memoryview) -> None:

@@ -159,7 +159,7 @@ class _Copy:
         elif self.workers.count > 1:
             self.workers.add(self.writer.loop)
         self.workers.run(self._work, helpers=0)
-        self.writer.link(at_least=1)
+        self.writer.finish()
         if is_due(self.progress):
             self.progress(self.amount, self.amount)
 

@@ -82,10 +82,9 @@ class Filled(NamedTuple):
 
     def write(self, target: WritableImage) -> None:
         """Write the data to its places; the target does not refer to them yet."""
-        with failing("writing", self.offset):
-            for placement in self.placements:
-                first = placement.offset - self.start
-                write_placed(target, placement, self.buffer[first : first + placement.length])
+        for placement in self.placements:
+            first = placement.offset - self.start
+            write_placed(target, placement, self.buffer[first : first + placement.length])
 
 
 class Writer:
@@ -132,17 +131,23 @@ class Writer:
         self.active = True
         while (filled := self._waiting.get()) is not None:
             self._workers.check()
-            filled.write(self._target)
+            with failing("writing", filled.offset):
+                filled.write(self._target)
             self._written.append(filled.placements)
             self._buffers.give(filled.buffer)
 
-    def link(self, at_least: int = LINKED_AT_ONCE) -> None:
-        """Let the target refer to what has been written so far; to be called now and then, and at the end.
+    def link(self) -> None:
+        """Let the target refer to what has been written, once that is enough; to be called now and then."""
+        if len(self._written) >= LINKED_AT_ONCE:
+            self._link()
 
-        :param at_least: do nothing if fewer buffers than this have been written.
-        """
-        if len(self._written) < at_least:
-            return
+    def finish(self) -> None:
+        """Let the target refer to the rest; to be called when the thread has ended."""
+        if self._written:
+            with failing("writing", self._written[0][0].offset):
+                self._link()
+
+    def _link(self) -> None:
         placements: list[Placement] = []
         with suppress(IndexError):
             while True:
