@@ -228,7 +228,7 @@ class Life:
         if blob is None:
             self.image.write_at(offset, data[:inside])
         else:
-            self.image.write_compressed(offset, blob)
+            self.image.write_compressed([(offset, blob)])
         self.content[offset : offset + inside] = data[:inside]
         self.note(offset, inside)
 
