@@ -56,7 +56,7 @@ def operation(name: str) -> operations.Operation:
 def wrapper(tmp_path: Path, script: str) -> str:
     """A program that runs ours with the same arguments and then does something to the output, ``$out``."""
     program = tmp_path / "other"
-    program.write_text(f'#!/bin/sh\n"{OURS}" "$@" || exit\nfor out; do :; done\n{script}\n')
+    program.write_text(f'#!/bin/sh\n"{OURS}" "$@" || exit\nfor out; do :; done\ncase $out in /*) {script};; esac\n')
     program.chmod(0o755)
     return str(program)
 
