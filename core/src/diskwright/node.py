@@ -278,15 +278,13 @@ class WritableImage(Image):
         """The data has been written: make the guest see it. Metadata may stay in memory until ``flush``."""
 
     def write_at(self, offset: int, data: Bytes) -> None:
-        """Write guest bytes of any alignment. One write after the other: for parallel writes see ``engine.write``."""
+        """Write guest bytes of any alignment, one write after the other; :mod:`.engine.copy` writes in parallel."""
         view = memoryview(data).cast("B")
         if self.store_zeros(offset, view):
             return
         with self.lock:
             placements = self.allocate(offset, len(view))
-            for placement in placements:
-                start = placement.offset - offset
-                write_placed(self, placement, view[start : start + placement.length])
+            write_placed(self, placements, offset, view)
             self.link(placements)
 
     def store_zeros(self, offset: int, view: memoryview) -> bool:
@@ -301,8 +299,17 @@ class WritableImage(Image):
         return True
 
 
-def write_placed(image: Image, placement: Placement, data: memoryview) -> None:
-    """Write guest bytes where an image placed them, with the rest of their cluster around them."""
+def write_placed(image: Image, placements: Iterable[Placement], start: int, data: memoryview) -> None:
+    """Write guest bytes where an image placed them, with the rest of their clusters around them.
+
+    :param start: guest offset of the first byte of the data; it may have more than what was placed.
+    """
+    for placement in placements:
+        first = placement.offset - start
+        _write_placement(image, placement, data[first : first + placement.length])
+
+
+def _write_placement(image: Image, placement: Placement, data: memoryview) -> None:
     # Not isinstance with the protocol: with Python 3.11 that takes longer than writing a cluster.
     write_at = getattr(placement.node, "write_at", None)
     if write_at is None:

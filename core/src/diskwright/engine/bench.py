@@ -139,8 +139,6 @@ def _write_in_place(image: WritableImage, offset: int, view: memoryview) -> None
     """Write guest bytes of an image that does not allocate, next to other threads that do the same."""
     with image.lock:
         placements = image.allocate(offset, len(view))
-    for placement in placements:
-        first = placement.offset - offset
-        write_placed(image, placement, view[first : first + placement.length])
+    write_placed(image, placements, offset, view)
     with image.lock:
         image.link(placements)

@@ -21,13 +21,7 @@ from typing import TypeAlias
 
 from ..errors import ImageError, UnsupportedOperation
 from ..extent import Kind
-from ..node import (
-    SECTOR,
-    AlwaysCompressing,
-    Compressing,
-    Image,
-    WritableImage,
-)
+from ..node import SECTOR, AlwaysCompressing, Compressing, Image, WritableImage
 from ..tracing import COPY_BEGIN, COPY_CELL, COPY_OFFLOAD, COPY_ZEROS
 from ..waiting import pause
 from ..zeroing import make_zeros
@@ -324,12 +318,12 @@ class _Copy:
         if not placements:
             return True
         filled = Filled(task.pieces[0].offset, cell_start, placements, buffer)
-        if self.writer.takes(placements):
+        if not all(placement.node.one_at_a_time for placement in placements):
+            self._call_all_hands()
+        elif self.writer.active:
             self.writer.put(filled)
             self.writer.link()
             return False
-        if not placements[0].node.one_at_a_time:
-            self._call_all_hands()
         filled.write(target)
         with target.lock:
             target.link(placements)

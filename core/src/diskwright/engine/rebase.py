@@ -255,9 +255,7 @@ def _write(top: WritableImage, start: int, old: memoryview, ranges: list[Range])
         return
     with top.lock:
         placements = [p for first, last in ranges for p in top.allocate(start + first, last - first)]
-    for placement in placements:
-        first = placement.offset - start
-        write_placed(top, placement, old[first : first + placement.length])
+    write_placed(top, placements, start, old)
     with top.lock:
         top.link(placements)
 

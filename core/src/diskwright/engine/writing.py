@@ -82,9 +82,7 @@ class Filled(NamedTuple):
 
     def write(self, target: WritableImage) -> None:
         """Write the data to its places; the target does not refer to them yet."""
-        for placement in self.placements:
-            first = placement.offset - self.start
-            write_placed(target, placement, self.buffer[first : first + placement.length])
+        write_placed(target, self.placements, self.start, self.buffer)
 
 
 class Writer:
@@ -118,12 +116,8 @@ class Writer:
                 if not self._feeding:
                     self._waiting.put(None)
 
-    def takes(self, placements: Sequence[Placement]) -> bool:
-        """Whether it is the one to write to these places."""
-        return self.active and all(placement.node.one_at_a_time for placement in placements)
-
     def put(self, filled: Filled) -> None:
-        """Hand over a buffer."""
+        """Hand over a buffer whose data goes to nodes that are written by one thread at a time."""
         self._waiting.put(filled)
 
     def loop(self) -> None:
