@@ -21,7 +21,7 @@ def test_shown_when_it_moved_by_more_than_the_step() -> None:
     out, err, *printers = streams()
     with Progress(*printers, shown=True, step=2.0) as progress:
         for done in (1, 2, 3, 4, 50, 51, 100, 100):
-            progress.update(done, 100)
+            progress(done, 100)
     shown = [0, 3, 50, 100, 100]
     assert out.getvalue() == "".join(f"    ({percent:.2f}/100%)\r" for percent in shown) + "\n"
     assert err.getvalue() == ""
@@ -30,7 +30,7 @@ def test_shown_when_it_moved_by_more_than_the_step() -> None:
 def test_an_empty_task_is_done() -> None:
     out, _, *printers = streams()
     with Progress(*printers, shown=True) as progress:
-        progress.update(0, 0)
+        progress(0, 0)
     assert out.getvalue() == "    (0.00/100%)\r    (100.00/100%)\r\n"
 
 
@@ -38,10 +38,10 @@ def test_a_signal_asks_for_one_line() -> None:
     out, err, *printers = streams()
     before = signal.getsignal(signal.SIGUSR1)
     with Progress(*printers, shown=False) as progress:
-        progress.update(1, 3)
+        progress(1, 3)
         os.kill(os.getpid(), signal.SIGUSR1)
-        progress.update(2, 3)
-        progress.update(3, 3)
+        progress(2, 3)
+        progress(3, 3)
     assert signal.getsignal(signal.SIGUSR1) == before
     assert out.getvalue() == ""
     assert err.getvalue() == "    (66.67/100%)\n"
@@ -52,7 +52,7 @@ def test_works_outside_of_the_main_thread() -> None:
 
     def work() -> None:
         with Progress(*printers, shown=False) as progress:
-            progress.update(1, 2)
+            progress(1, 2)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -79,7 +79,7 @@ def test_a_person_sees_a_bar_with_rate_and_time() -> None:
     with Progress(Printer(out), Printer(io.StringIO()), shown="text", clock=clock) as progress:
         for done in (10 << 20, 20 << 20, 40 << 20):
             clock.now += 1
-            progress.update(done, 40 << 20)
+            progress(done, 40 << 20)
     first, *shown = out.getvalue().split("\r")[1:]
     assert first == f"[{'.' * 30}]   0.0%"
     assert shown[0].rstrip() == f"[{'#' * 7}{'.' * 23}]  25.0%  10 MiB/s  0:03 left"
@@ -94,8 +94,8 @@ def test_a_bar_is_not_drawn_too_often() -> None:
     with Progress(Printer(out), Printer(io.StringIO()), shown="text", clock=clock) as progress:
         for done in range(1, 1000):
             clock.now += 0.001
-            progress.update(done, 1000)
-        progress.update(1000, 1000)
+            progress(done, 1000)
+        progress(1000, 1000)
     assert 10 <= out.getvalue().count("\r") <= 12
     assert "100.0%" in out.getvalue()
 
@@ -104,11 +104,11 @@ def test_programs_read_json() -> None:
     out, err, *printers = streams()
     clock = Clock()
     with Progress(*printers, shown="json", clock=clock) as progress:
-        progress.update(0, 4000)
+        progress(0, 4000)
         clock.now += 2
-        progress.update(1000, 4000)
-        progress.update(1001, 4000)
-        progress.update(4000, 4000)
+        progress(1000, 4000)
+        progress(1001, 4000)
+        progress(4000, 4000)
     assert out.getvalue() == ""
     assert [json.loads(line) for line in err.getvalue().splitlines()] == [
         {"done": 0, "total": 4000, "rate": 0, "eta": None},

@@ -51,8 +51,8 @@ def run(args: Namespace, app: App) -> int:
     from ..engine.amend import AmendRequest, amend
 
     with progress_of(args, app) as progress:
-        amend(app.context, AmendRequest(filename, args.options, args.format, args.force, cache), progress.update)
-        progress.update(1, 1)
+        amend(app.context, AmendRequest(filename, args.options, args.format, args.force, cache), progress)
+        progress(1, 1)
     return 0
 
 

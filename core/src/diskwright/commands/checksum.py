@@ -61,7 +61,7 @@ def run(args: Namespace, app: App) -> int:
 
     with app.context.open(filename, args.format, force_share=args.force_share) as image, progress_of(args, app) as bar:
         disk = image if args.snapshot is None else view(app.context, image, args.snapshot)
-        found = checksum(disk, args.algorithm, bar.update)
+        found = checksum(disk, args.algorithm, bar)
         size = disk.size
     same = None if args.compare is None else _digits(args.compare) == found
     if as_json:

@@ -72,7 +72,7 @@ def run(args: Namespace, app: App) -> int:
         _open(app, right, args.b_format, args) as second,
         progress_of(args, app, PROGRESS_STEP) as progress,
     ):
-        result = compare(first, second, strict=args.strict, progress=progress.update, on_tail=warn_of_size)
+        result = compare(first, second, strict=args.strict, progress=progress, on_tail=warn_of_size)
         if not args.quiet:
             app.out.line(_verdict(result))
     return EXIT_SAME if result else EXIT_DIFFERENT

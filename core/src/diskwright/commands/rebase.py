@@ -65,5 +65,5 @@ def run(args: Namespace, app: App) -> int:
         backing_cache=cache_mode(args.backing_cache),
     )
     with progress_of(args, app, PROGRESS_STEP) as progress:
-        rebase(app.context, request, progress.update)
+        rebase(app.context, request, progress)
     return 0

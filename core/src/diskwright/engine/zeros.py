@@ -23,6 +23,8 @@ def nonzero_blocks(data: memoryview, block: int) -> npt.NDArray[np.bool_]:
 
     whole = len(data) // block
     found = np.ones(-(-len(data) // block), dtype=bool)
+    if _all_begin_nonzero(data, block):
+        return found
     if whole:
         words = np.frombuffer(data[: whole * block], np.uint64).reshape(whole, block // _WORD)
         suspects = _suspects(words)
@@ -49,9 +51,10 @@ def _all_begin_nonzero(data: memoryview, block: int) -> bool:
 
 def nonzero_runs(data: memoryview, block: int) -> list[tuple[int, int]]:
     """The parts of a buffer that are not zero: (start, end) pairs in bytes, in whole blocks but for the last."""
-    if _all_begin_nonzero(data, block):
+    found = nonzero_blocks(data, block)
+    if found.all():
         return [(0, len(data))] if len(data) else []
-    return block_runs(nonzero_blocks(data, block), block, len(data))
+    return block_runs(found, block, len(data))
 
 
 def block_runs(found: npt.NDArray[np.bool_], block: int, length: int) -> list[tuple[int, int]]:

@@ -232,10 +232,6 @@ class Progress:
         return self._display is not None or self._asked
 
     def __call__(self, done: int, total: int) -> None:
-        """See :meth:`update`."""
-        self.update(done, total)
-
-    def update(self, done: int, total: int) -> None:
         """So much has been done of so much, in bytes."""
         if self._display is not None:
             self._display.show(done, total)

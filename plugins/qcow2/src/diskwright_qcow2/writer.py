@@ -169,17 +169,17 @@ class ImageWriter:
         if self.header.has_data_file:
             raise UnsupportedOperation("Compression not supported for images with an external data file")
         refuse_compression(self.image)
-        hosts = []
+        hosts, tables = [], []
         for offset, blob in clusters:
-            self.own_table(offset // self.header.l1_coverage)
+            tables.append(self.own_table(offset // self.header.l1_coverage))
             self.disk.node.note_event("cluster_alloc_bytes")
             hosts.append(self._pack(len(blob)))
         self._write_packed(hosts, [blob for _, blob in clusters])
-        for host, (offset, blob) in zip(hosts, clusters, strict=True):
+        for host, table, (offset, blob) in zip(hosts, tables, clusters, strict=True):
             part = RangeWithinTable(self.header, offset, offset + 1)
             self.disk.node.note_event("l2_update_compressed")
             entry = np.array([layout.compressed_descriptor(host, len(blob), self.header.cluster_bits)], np.uint64)
-            self.replace(part, self.own_table(part.l1_index), entry, np.zeros(1, np.uint64))
+            self.replace(part, table, entry, np.zeros(1, np.uint64))
         if self.order.full:
             self.flush()
 
