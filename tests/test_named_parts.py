@@ -41,4 +41,7 @@ def test_a_file_of_an_odd_size_ends_in_zeros(driver: str, tmp_path: Path, inside
         (0, 1000, False),
         (1000, 24, True),
     ]
-    assert mapped == qemu_img("map", *group, "--output=json", "--image-opts", tree).stdout
+    real = qemu_img("map", *group, "--output=json", "--image-opts", tree).stdout
+    if '"compressed"' not in real:  # before 8.2
+        mapped = mapped.replace('"compressed": false, ', "")
+    assert mapped == real
