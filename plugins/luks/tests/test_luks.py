@@ -283,6 +283,22 @@ def test_calibration_grows_with_time() -> None:
     assert keys.iterations_for("sha256", 32, 50) > keys.MIN_ITERATIONS
 
 
+def test_loading_the_library_does_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took as long as measuring, and a volume got ten thousand iterations where two million were due."""
+    now = 0
+    loaded = False
+
+    def derive(hash: str, passphrase: bytes, salt: bytes, iterations: int, length: int) -> bytes:
+        nonlocal now, loaded
+        now += iterations * 250 + (0 if loaded else 30_000_000)
+        loaded = True
+        return bytes(length)
+
+    monkeypatch.setattr(keys, "derive", derive)
+    monkeypatch.setattr("time.thread_time_ns", lambda: now)
+    assert keys.iterations_for("sha256", 32, 1000) == 4_000_000
+
+
 def be32(value: int) -> bytes:
     return value.to_bytes(4, "big")
 
