@@ -75,7 +75,11 @@ class _Scratch(threading.local):
             self._sectors = count
             self.raw = bytearray(count * SECTOR + BLOCK)
             self.tweaks = np.empty((count, PER_SECTOR, 2), _WORD)
-            self.carries = np.empty((2, count, PER_SECTOR), _WORD)
+            self.words = np.empty((4, count, PER_SECTOR), _WORD)
+            # In full length: numpy takes twice as long where it has to repeat short rows, or single numbers, itself.
+            self.shifts = np.empty((2, count, PER_SECTOR), _WORD)
+            self.shifts[0] = np.arange(PER_SECTOR)
+            self.shifts[1] = 64 - self.shifts[0]
 
     def blocks(self, count: int) -> Words:
         """The first sectors of the work space: sector, block, word."""
@@ -132,9 +136,6 @@ class SectorCipher(ABC):
 class XtsCipher(SectorCipher):
     """XTS: each block is masked, before and after, by the sector's tweak times a power of alpha."""
 
-    _POWERS = np.arange(PER_SECTOR, dtype=_WORD)
-    _REST = np.uint64(64) - np.arange(PER_SECTOR, dtype=_WORD)
-
     def _encrypt(self, vectors: Words, source: Words, target: Words) -> None:
         self._masked(_ecb_encryptor(self._key[: len(self._key) // 2]), vectors, source, target)
 
@@ -160,19 +161,20 @@ class XtsCipher(SectorCipher):
         raw = bytearray(count * BLOCK + BLOCK)
         _ecb_encryptor(self._key[len(self._key) // 2 :]).update_into(vectors.tobytes(), raw)
         first = np.frombuffer(raw, _WORD, 2 * count).reshape(count, 2)
-        low, high = first[:, :1], first[:, 1:]
         tweaks = self._scratch.tweaks[:count]
-        out, back = self._scratch.carries[:, :count]
-        np.right_shift(high, self._REST, out=out)
+        powers, rest = self._scratch.shifts[:, :count]
+        low, high, out, back = self._scratch.words[:, :count]
+        low[:], high[:] = first[:, :1], first[:, 1:]
+        np.right_shift(high, rest, out=out)
         np.left_shift(out, 7, out=back)
         back ^= out
         for _ in range(2):
             np.left_shift(out, 1, out=out)
             back ^= out
-        np.left_shift(low, self._POWERS, out=out)
+        np.left_shift(low, powers, out=out)
         np.bitwise_xor(out, back, out=tweaks[:, :, 0])
-        np.right_shift(low, self._REST, out=out)
-        np.left_shift(high, self._POWERS, out=back)
+        np.right_shift(low, rest, out=out)
+        np.left_shift(high, powers, out=back)
         np.bitwise_or(out, back, out=tweaks[:, :, 1])
         return tweaks
 
