@@ -16,6 +16,8 @@ from .stats import spread
 
 READ = 4096
 """Bytes of a random read."""
+LARGEST_STEP = (1 << 31) - 1
+"""Bytes."""
 READS = 50_000
 QUICK_READS = 5_000
 PACKETS = 20
@@ -116,8 +118,11 @@ def offsets(size: int, count: int, step: int) -> list[int]:
 
 
 def far_step(size: int) -> int:
-    """A step over a disk, bytes, that visits places as if they were random: the golden section of the disk."""
-    return int(size // READ * 0.6180339887) // 2 * 2 * READ + READ
+    """A step over a disk, bytes, that visits places as if they were random: the golden section of the disk.
+
+    It is an odd number of blocks, and no larger than qemu-img bench allows.
+    """
+    return (min(int(size // READ * 0.3819660113), LARGEST_STEP // READ - 1) // 2 * 2 + 1) * READ
 
 
 WORK: dict[str, Callable[..., Any]] = {
