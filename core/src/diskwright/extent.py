@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from enum import IntEnum, IntFlag
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Extent(NamedTuple):
         return self.offset + self.length
 
 
+@cache
 def extent_dtype() -> np.dtype[Any]:
     """Columns of :attr:`ExtentTable.rows`; ``node`` is an index into :attr:`ExtentTable.nodes`."""
     import numpy as np
@@ -87,7 +89,8 @@ def extent_dtype() -> np.dtype[Any]:
             ("node", "u2"),
             ("kind", "u1"),
             ("flags", "u1"),
-        ]
+        ],
+        align=True,  # what lies across words takes numpy twice as long
     )
 
 
@@ -124,6 +127,11 @@ class ExtentTable:
         last = self.rows[-1]
         return int(last["offset"]) + int(last["length"])
 
+    def rows_at(self, offsets: Column) -> Column:
+        """The number of the row that each of some offsets inside the table is in."""
+        found: Column = self.rows["offset"].searchsorted(offsets, side="right") - 1
+        return found
+
     def coalesced(self) -> ExtentTable:
         """The same map in as few rows as possible: neighbours that continue each other become one."""
         import numpy as np
@@ -138,12 +146,19 @@ class ExtentTable:
         joins &= placed == (right["node_offset"] != NO_OFFSET)
         joins &= ~placed | (left["node_offset"] + left["length"] == right["node_offset"])
         first = np.flatnonzero(np.concatenate(([True], ~joins)))
-        merged = rows[first].copy()
+        if len(first) == len(rows):
+            return self
+        merged = rows[first]
         merged["length"] = np.add.reduceat(rows["length"], first)
         return ExtentTable(merged, self.nodes)
 
     def clipped(self, start: int, end: int) -> ExtentTable:
-        """The part of the map between two guest offsets; rows are cut where needed, none may be left."""
+        """The part of the map between two guest offsets; rows are cut where needed, none may be left.
+
+        :returns: this table itself if that is all of it.
+        """
+        if len(self) and start <= self.start and end >= self.end:
+            return self
         # Rows follow each other without gaps, so where they start is enough to know.
         offsets = self.rows["offset"]
         first = max(0, int(offsets.searchsorted(start, side="right")) - 1)
@@ -163,14 +178,20 @@ class ExtentTable:
         return ExtentTable(rows, self.nodes)
 
 
-def runs_of(flags: Column) -> list[tuple[int, int]]:
-    """Where runs of true values are: index of the first, and of the one behind the last."""
+def run_edges(flags: Column) -> tuple[Column, Column]:
+    """Where runs of true values are: indices of the first of each, and of those behind the last."""
     import numpy as np
 
     padded = np.zeros(len(flags) + 2, bool)
     padded[1:-1] = flags
-    edges = np.flatnonzero(padded[1:] != padded[:-1]).tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return edges[::2], edges[1::2]
+
+
+def runs_of(flags: Column) -> list[tuple[int, int]]:
+    """Where runs of true values are: index of the first, and of the one behind the last."""
+    firsts, ends = run_edges(flags)
+    return list(zip(firsts.tolist(), ends.tolist(), strict=True))
 
 
 def distinct(values: Column) -> Column:
@@ -180,7 +201,7 @@ def distinct(values: Column) -> Column:
     """
     import numpy as np
 
-    ordered = np.sort(values)
+    ordered = np.sort(values, kind="stable")  # which takes advantage of parts that are sorted already
     return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))[: len(ordered)]]
 
 

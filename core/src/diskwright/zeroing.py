@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from .buffers import is_zero
 from .errors import io_error
@@ -23,12 +24,11 @@ def make_zeros(node: Node, offset: int, length: int, *, unmap: bool) -> None:
     :param unmap: whether the space behind the range may be given back, if the node's options allow it.
     :raises NodeIOError: the node cannot be written.
     """
-    unmap = unmap and node.may_unmap
-    if isinstance(node, WritableImage) and isinstance(node, Zeroing):
-        with node.lock:
-            node.write_zeroes(offset, length, unmap=unmap)
-    elif isinstance(node, Zeroing):
-        node.write_zeroes(offset, length, unmap=unmap)
+    # Not isinstance with the protocol: with Python 3.11 that takes as long as writing a few zeros.
+    write_zeroes = getattr(node, "write_zeroes", None)
+    if write_zeroes is not None:
+        with node.lock if isinstance(node, WritableImage) else nullcontext():
+            write_zeroes(offset, length, unmap=unmap and node.may_unmap)
     elif isinstance(node, Writable):
         write_zero_bytes(node.write_at, offset, length)
     else:

@@ -97,8 +97,7 @@ def _overlay(upper: ExtentTable, lower: ExtentTable, lower_size: int) -> ExtentT
     import numpy as np
 
     offsets = distinct(np.concatenate((upper.rows["offset"], lower.rows["offset"])))
-    rows = upper.rows[np.searchsorted(upper.rows["offset"], offsets, side="right") - 1]
-    below = lower.rows[np.searchsorted(lower.rows["offset"], offsets, side="right") - 1]
+    rows, below = upper.rows[upper.rows_at(offsets)], lower.rows[lower.rows_at(offsets)]
     absent = rows["kind"] == Kind.ABSENT
     below["node"] += len(upper.nodes)
     beyond = absent & (offsets >= lower_size)
@@ -164,6 +163,16 @@ def _spans(starts: Column, ends: Column) -> list[tuple[int, int]]:
     first = np.concatenate(([0], apart + 1))
     last = np.concatenate((apart, [len(starts) - 1]))
     return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
+
+
+def side_by_side(*maps: Iterator[ExtentTable]) -> Iterator[tuple[ExtentTable, ...]]:
+    """Several maps of the same range, a part at a time: the tables of a tuple cover the same part."""
+    tables = [table for table in (next(each, None) for each in maps) if table is not None]
+    while len(tables) == len(maps):
+        start, end = max(table.start for table in tables), min(table.end for table in tables)
+        yield tuple(table.clipped(start, end) for table in tables)
+        following = [next(each, None) if table.end == end else table for each, table in zip(maps, tables, strict=True)]
+        tables = [table for table in following if table is not None]
 
 
 def data_ranges(sources: Sequence[Image]) -> Iterator[tuple[int, int]]:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import ImageError, reason_of
 from ..extent import Extent, ExtentTable, Kind, distinct, tabulate
 from ..node import SECTOR, Image
-from .chain import layers, read_range, resolve
+from .chain import layers, read_range, resolve, side_by_side
 from .mapping import State, states
 from .pool import Workers, worker_count
 
 if TYPE_CHECKING:
-    from ..extent import Column
+    pass
 
 CHUNK = 2 << 20
 """Bytes compared at a time; each thread has two buffers of this length."""
@@ -182,7 +182,7 @@ class _Pass:
         """The pieces to compare, in guest order. A difference or failure of the maps is noted as an outcome."""
         number = 0
         try:
-            for left, right in self._pairs():
+            for left, right in side_by_side(*map(self._tables, self._images)):
                 spans, mismatch = _spans(left, right, strict=self._strict)
                 for start, end in spans:
                     for begin in range(start, end, CHUNK):
@@ -193,18 +193,6 @@ class _Pass:
                     return
         except MapFailed as error:
             self._outcomes[number] = error
-
-    def _pairs(self) -> Iterator[tuple[ExtentTable, ExtentTable]]:
-        """The maps of both sides, table by table; the two of a pair cover the same range."""
-        left_tables, right_tables = (self._tables(image) for image in self._images)
-        position, end = self._range
-        left = right = None
-        while position < end:
-            left = next(left_tables) if left is None or left.end <= position else left
-            right = next(right_tables) if right is None or right.end <= position else right
-            until = min(left.end, right.end)
-            yield left.clipped(position, until), right.clipped(position, until)
-            position = until
 
     def _tables(self, image: Image | None) -> Iterator[ExtentTable]:
         start, end = self._range
@@ -254,7 +242,7 @@ def _spans(left: ExtentTable, right: ExtentTable, *, strict: bool) -> tuple[list
 
     offsets = distinct(np.concatenate((left.rows["offset"], right.rows["offset"])))
     ends = np.append(offsets[1:], left.end)
-    first, second = (_states_at(table, offsets) for table in (left, right))
+    first, second = (states(table)[table.rows_at(offsets)] for table in (left, right))
     mismatch = None
     if strict and (differs := np.flatnonzero(first != second)).size:
         index = int(differs[0])
@@ -268,14 +256,6 @@ def _spans(left: ExtentTable, right: ExtentTable, *, strict: bool) -> tuple[list
     begins = starts[np.concatenate(([0], apart + 1))].tolist()
     stops = ends[np.concatenate((apart, [len(ends) - 1]))].tolist()
     return list(zip(begins, stops, strict=True)), mismatch
-
-
-def _states_at(table: ExtentTable, offsets: Column) -> Column:
-    """The state of a map at each of some offsets inside it."""
-    import numpy as np
-
-    found: Column = states(table)[np.searchsorted(table.rows["offset"], offsets, side="right") - 1]
-    return found
 
 
 def _first_difference(left: bytes | bytearray, right: bytes | bytearray, start: int, length: int) -> int:

@@ -37,8 +37,8 @@ class State(IntFlag):
 class MapTable:
     """Rows of a map in order, in bulk.
 
-    :ivar rows: structured array with ``start``, ``length``, ``offset`` (:data:`NO_OFFSET` without one), ``depth``,
-        ``file`` and ``state`` (:class:`State`).
+    :ivar rows: structured array with ``start``, ``length``, ``offset`` (:data:`NO_OFFSET` without one), ``file``,
+        ``depth`` and ``state`` (:class:`State`).
     :ivar files: the names that the column ``file`` refers to, meaningful where there is an offset.
     """
 
@@ -105,8 +105,8 @@ class _Translator:
     def __init__(self, image: Image) -> None:
         import numpy as np
 
-        columns: list[Any] = [("start", "i8"), ("length", "i8"), ("offset", "i8")]
-        self.dtype: np.dtype[Any] = np.dtype([*columns, ("depth", "u2"), ("file", "u4"), ("state", "u1")])
+        columns: list[Any] = [("start", "i8"), ("length", "i8"), ("offset", "i8"), ("file", "u4"), ("depth", "u2")]
+        self.dtype: np.dtype[Any] = np.dtype([*columns, ("state", "u1")], align=True)
         self.files: list[str] = []
         self._numbers: dict[str, int] = {}
         self._sizes = np.array([layer.size for layer in layers(image)], np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from heapq import merge
 from typing import TypeAlias
 
 Range: TypeAlias = tuple[int, int]
@@ -22,11 +21,6 @@ def joined(ranges: Iterable[Range]) -> Iterator[Range]:
             current = (start, end)
     if current is not None:
         yield current
-
-
-def union(left: Iterable[Range], right: Iterable[Range]) -> Iterator[Range]:
-    """What is in either of two sorted streams."""
-    return joined(merge(left, right))
 
 
 def intersection(left: Iterable[Range], right: Iterable[Range]) -> Iterator[Range]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnknownFormat
-from ..extent import ExtentTable, Kind, runs_of
+from ..extent import Kind
 from ..filenames import backing_filename
-from ..node import AlwaysCompressing, Compressing, Image, WritableImage, write_placed
+from ..node import AlwaysCompressing, Compressing, Image, Node, WritableImage, write_placed
 from ..passing import unfiltered
 from ..zeroing import make_zeros
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress
-from .ranges import Range, aligned, cut, intersection, union
-from .zeros import block_runs, nonzero_blocks
-
-NEAR = 64 << 10
-"""Bytes: ranges with less than this between them are read as one."""
+from .differences import differing_runs, suspects, windows
+from .ranges import Range
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from ..context import Context
+
+ZEROED_AT_ONCE = 4096
+"""Ranges of zeros written before the image is mapped again."""
 
 
 @dataclass(frozen=True)
@@ -137,108 +134,77 @@ def _write_differences(
     """
     cluster = top.cluster_size or CELL
     block = cluster if request.compress else top.subcluster_size or cluster
-    step = max(CELL, block)
-    old_bytes, new_bytes = bytearray(step), bytearray(step)
-    for window in _windows(cut(aligned(_suspects(top, new, depth_limit), block, top.size), step), step):
-        start, end = window[0][0], window[-1][1]
-        old = memoryview(old_bytes)[: end - start]
-        top.read_into(start, old)
-        new_view = memoryview(new_bytes)[: end - start]
-        if new is not None:
-            new.read_into(start, new_view)
-        wanted = [(first - start, last - start) for first, last in window]
-        data, zeros = _differing_runs(old, new_view if new is not None else None, block, wanted)
-        for first, last in zeros:
-            _write_zeroes(top, start + first, last - first)
+    step = -(-CELL // block) * block
+    buffers = memoryview(bytearray(step)), memoryview(bytearray(step))
+    zeroed = _Zeroed(top)
+    for window in windows(suspects(top, new, depth_limit, block), step):
+        start, end = window.start, window.end
+        # Of the top layer itself nothing is wanted, so its own clusters that lie between need not be read.
+        old = _read(top.backing, start, buffers[0][: end - start])
+        data, zeros = differing_runs(old, _read(new, start, buffers[1][: end - start]), block, window)
+        zeroed.write(start, zeros)
         if request.compress:
             for first, last in data:
                 _compress(top, start + first, old[first:last], block)
         else:
             _write(top, start, old, data)
         progress(end, top.size)
+    zeroed.finish()
     progress(top.size, top.size)
 
 
-def _windows(ranges: Iterable[Range], step: int) -> Iterator[list[Range]]:
-    """Ranges gathered that lie between the same multiples of ``step`` and near each other: they are read at once."""
-    window: list[Range] = []
-    for start, end in ranges:
-        if window and (start // step != window[0][0] // step or start - window[-1][1] > NEAR):
-            yield window
-            window = []
-        window.append((start, end))
-    if window:
-        yield window
+def _read(layer: Node | None, start: int, buffer: memoryview) -> memoryview:
+    """Fill a buffer from a layer, or with zeros behind its end or without one."""
+    inside = 0 if layer is None else min(len(buffer), max(0, layer.size - start))
+    if layer is not None and inside:
+        layer.read_into(start, buffer[:inside])
+    if inside < len(buffer):
+        buffer[inside:] = bytes(len(buffer) - inside)
+    return buffer
 
 
-def _suspects(top: Image, new: Image | None, depth_limit: int | None) -> Iterator[Range]:
-    """Ranges that the top layer inherits and that have data in the old backing layers or in the new one."""
-    inherited = _ranges(resolve(top, holes=False, depth_limit=1), {Kind.ABSENT}, top.size)
-    data = {Kind.DATA, Kind.ENCODED}
-    old_data = _ranges(resolve(top, depth_limit=depth_limit), {*data, Kind.ZERO} if depth_limit else data, top.size)
-    # Where the layers between say nothing, old and new share what is below: only they can make a difference.
-    new_data = _ranges(resolve(new), data, top.size) if new is not None and depth_limit is None else iter(())
-    return intersection(inherited, union(old_data, new_data))
+class _Zeroed:
+    """Zeros that the top layer is to have itself.
 
-
-def _ranges(tables: Iterator[ExtentTable], kinds: set[Kind], limit: int) -> Iterator[Range]:
-    for table in tables:
-        for extent in table:
-            if extent.kind in kinds and extent.offset < limit:
-                yield extent.offset, min(extent.end, limit)
-
-
-def _differing_runs(
-    old: memoryview, new: memoryview | None, block: int, wanted: list[Range]
-) -> tuple[list[Range], list[Range]]:
-    """Where a part of the disk differs from the new backing file, in whole blocks.
-
-    :param new: what the new backing file has there; ``None`` for zeros.
-    :param wanted: which ranges to look at, in whole blocks.
-    :returns: ranges, relative to the part, where the disk has data, and where it has zeros.
+    An image may leave to the layers below what reads as zeros already; the new backing file would show there. To find
+    out the image is mapped again, for many ranges at once.
     """
-    import numpy as np
 
-    data = nonzero_blocks(old, block)
-    differing = data if new is None else _unequal_blocks(old, new, block)
-    asked = np.zeros(len(data), bool)
-    for first, last in wanted:
-        asked[first // block : -(-last // block)] = True
-    differing &= asked
-    _join_short_zeros(data, differing, NEAR // block)
-    return block_runs(differing & data, block, len(old)), block_runs(differing & ~data, block, len(old))
+    def __init__(self, top: WritableImage) -> None:
+        self._top = top
+        self._starts: list[int] = []
+        self._ends: list[int] = []
 
+    def write(self, base: int, ranges: list[Range]) -> None:
+        """Write zeros to ranges behind ``base``, in the order of the disk."""
+        for first, last in ranges:
+            make_zeros(self._top, base + first, last - first, unmap=True)
+            self._starts.append(base + first)
+            self._ends.append(base + last)
+        if len(self._starts) > ZEROED_AT_ONCE:
+            self.finish()
 
-def _join_short_zeros(data: npt.NDArray[np.bool_], differing: npt.NDArray[np.bool_], most: int) -> None:
-    """Count zeros right behind or before data as data, up to so many blocks: they are written in one go with it."""
-    for first, last in runs_of(differing & ~data):
-        beside = data[max(first - 1, 0) : first] & differing[max(first - 1, 0) : first]
-        behind = data[last : last + 1] & differing[last : last + 1]
-        if last - first <= most and (beside.any() or behind.any()):
-            data[first:last] = True
+    def finish(self) -> None:
+        """See to it that none of the ranges is left to the layers below."""
+        for start, end in list(self._left()):
+            self._top.write_at(start, bytes(end - start))
+        self._starts, self._ends = [], []
 
+    def _left(self) -> Iterator[Range]:
+        """The parts of the ranges that the top layer does not have."""
+        import numpy as np
 
-def _unequal_blocks(left: memoryview, right: memoryview, block: int) -> npt.NDArray[np.bool_]:
-    """Which blocks of two buffers of the same length differ; the last one may be shorter."""
-    import numpy as np
-
-    whole = len(left) // block * block
-    unequal = np.ones(-(-len(left) // block), dtype=bool)
-    words = [np.frombuffer(view[:whole], np.uint64).reshape(-1, block // 8) for view in (left, right)]
-    unequal[: whole // block] = (words[0] != words[1]).any(axis=1)
-    if whole < len(left):
-        unequal[-1] = bytes(left[whole:]) != bytes(right[whole:])
-    return unequal
-
-
-def _write_zeroes(top: WritableImage, offset: int, length: int) -> None:
-    """Let the top layer itself have zeros in a range, of a few megabytes at most.
-
-    An image may leave to the layers below what reads as zeros already; the new backing file would show there.
-    """
-    make_zeros(top, offset, length, unmap=True)
-    for start, end in list(_ranges(resolve(top, offset, length, depth_limit=1), {Kind.ABSENT}, top.size)):
-        top.write_at(start, bytes(end - start))
+        if not self._starts:
+            return
+        first, last = self._starts[0], self._ends[-1]
+        for table in resolve(self._top, first, last - first, depth_limit=1):
+            absent = table.rows[table.rows["kind"] == Kind.ABSENT]
+            starts, ends = absent["offset"], absent["offset"] + absent["length"]
+            begin = np.searchsorted(self._ends, starts, side="right")
+            end = np.searchsorted(self._starts, ends)
+            for row in np.flatnonzero(begin < end).tolist():
+                for i in range(begin[row], end[row]):
+                    yield max(self._starts[i], int(starts[row])), min(self._ends[i], int(ends[row]))
 
 
 def _write(top: WritableImage, start: int, old: memoryview, ranges: list[Range]) -> None:
