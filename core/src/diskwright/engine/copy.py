@@ -36,6 +36,8 @@ from .zeros import nonzero_runs
 
 CELL = 2 << 20
 """Bytes; larger ones fall out of the processor's cache, smaller ones cost more calls."""
+PAGE = 4096
+"""Bytes; buffers hold whole ones."""
 ZERO_CELLS = 1024
 """Zeros are written this many cells at once."""
 
@@ -115,12 +117,14 @@ class _Copy:
             self.compressor = target.compressor
         self.explicit = not options.target_is_zero or options.depth_limit is not None or options.backing_size > 0
         cluster = target.cluster_size
-        self.cell = max(CELL, cluster or 0)
+        self.cell = -(-CELL // cluster) * cluster if cluster else CELL
         # Formats that allocate clusters gain nothing from finding smaller zeros; others have holes of any size.
         self.block = smallest = cluster or SECTOR
         if self.compressor is None:  # clusters of zeros are never compressed
             wanted = 1 << max(options.sparse_size, 1).bit_length() - 1
             self.block = max(smallest, wanted // smallest * smallest)
+        # What a buffer holds begins and ends at a multiple of this.
+        self.unit = -(-PAGE // self.block) * self.block if cluster or self.compressor is None else self.cell
         # With all zeros to be written, none gives space back unless the target's options want that.
         self.unmap = options.sparse_size > 0 or target.detect_zeroes == "unmap"
         self.sources = sources
@@ -196,32 +200,38 @@ class _Copy:
         if self.options.offload and self._offload(task):
             COPY_OFFLOAD(start, end - start)
             return
-        cell_start = start // self.cell * self.cell
+        base, stop = self._span(start, end)
         buffer = self.buffers.take()
-        view = buffer[: min(self.cell, self.target.size - cell_start)]
-        data, zeros = self._load(task, cell_start, view)
+        view = buffer[: stop - base]
+        data, zeros = self._load(task, base, view)
         self._wait_for_turn(sum(last - first for first, last in data))
         with failing("writing", start):
             if self.compressor is not None:
-                self._write_compressed(self.compressor, task.number, cell_start, data, buffer, len(view))
+                self._write_compressed(self.compressor, task.number, base, data, buffer, len(view))
                 free = True
             else:
-                free = self._write(task, cell_start, data, buffer)
+                free = self._write(task, base, data, buffer)
             for first, last in zeros:
-                make_zeros(self.target, cell_start + first, last - first, unmap=self.unmap)
+                make_zeros(self.target, base + first, last - first, unmap=self.unmap)
         if free:
             self.buffers.give(buffer)
 
-    def _load(self, task: Task, cell_start: int, view: memoryview) -> tuple[list[Range], list[Range]]:
-        """Fill a cell's buffer; which ranges of it to write as data and which as zeros."""
-        wanted = list(joined((piece.offset - cell_start, piece.end - cell_start) for piece in task.pieces))
-        self._read(task.pieces, cell_start, view)
+    def _span(self, start: int, end: int) -> Range:
+        """What of the target a buffer holds for a part of a cell: that, rounded out, but no more than the cell."""
+        cell_start = start // self.cell * self.cell
+        stop = min(cell_start + self.cell, self.target.size, -(-end // self.unit) * self.unit)
+        return max(cell_start, start // self.unit * self.unit), stop
+
+    def _load(self, task: Task, base: int, view: memoryview) -> tuple[list[Range], list[Range]]:
+        """Fill a buffer that begins at ``base``; which ranges of it to write as data and which as zeros."""
+        wanted = list(joined((piece.offset - base, piece.end - base) for piece in task.pieces))
+        self._read(task.pieces, base, view)
         if self.explicit and self.target.cluster_size:
             with failing("reading", task.pieces[0].offset):
-                wanted = self._fill_clusters(wanted, self.target.cluster_size, cell_start, view)
+                wanted = self._fill_clusters(wanted, self.target.cluster_size, base, view)
         data, zeros = self._sort_out(wanted, view)
         if COPY_CELL.enabled:
-            COPY_CELL(cell_start, len(view), *(sum(last - first for first, last in part) for part in (data, zeros)))
+            COPY_CELL(base, len(view), *(sum(last - first for first, last in part) for part in (data, zeros)))
         return data, zeros
 
     def _offload(self, task: Task) -> bool:
@@ -255,12 +265,12 @@ class _Copy:
         if self.rate:
             pause(self.rate.delay(count))
 
-    def _read(self, pieces: list[Piece], cell_start: int, view: memoryview) -> None:
-        """Fill a cell's buffer; where no piece is, with zeros."""
+    def _read(self, pieces: list[Piece], base: int, view: memoryview) -> None:
+        """Fill a buffer; where no piece is, with zeros."""
         position = 0
         for piece in pieces:
             offset, length, layer, extent = piece
-            first = offset - cell_start
+            first = offset - base
             last = first + length
             if position < first:
                 view[position:first] = bytes(first - position)
@@ -279,18 +289,18 @@ class _Copy:
         if position < len(view):
             view[position:] = bytes(len(view) - position)
 
-    def _fill_clusters(self, wanted: list[Range], cluster: int, cell_start: int, view: memoryview) -> list[Range]:
+    def _fill_clusters(self, wanted: list[Range], cluster: int, base: int, view: memoryview) -> list[Range]:
         """Round what is wanted out to whole clusters of the target, around it what the target reads as now.
 
         A cluster is allocated once, and compressed as a whole, so all of it has to be there.
         """
         whole = list(aligned(wanted, cluster, len(view)))
         for first, last in difference(whole, wanted):
-            self.target.read_into(cell_start + first, view[first:last])
+            self.target.read_into(base + first, view[first:last])
         return whole
 
     def _sort_out(self, wanted: list[Range], view: memoryview) -> tuple[list[Range], list[Range]]:
-        """Which ranges of a cell to write as data and which as zeros; the rest is not to be touched.
+        """Which ranges of a buffer to write as data and which as zeros; the rest is not to be touched.
 
         Without need to be explicit about zeros data is rounded out to whole clusters, which are cheaper to allocate.
         """
@@ -306,7 +316,7 @@ class _Copy:
         data = list(intersection(wanted, runs))
         return data, list(difference(wanted, data)) if self.explicit else []
 
-    def _write(self, task: Task, cell_start: int, data: list[Range], buffer: memoryview) -> bool:
+    def _write(self, task: Task, base: int, data: list[Range], buffer: memoryview) -> bool:
         """Allocate space for the data of a cell and write it there.
 
         :returns: whether the buffer is free again; the writer may have taken it over.
@@ -314,10 +324,10 @@ class _Copy:
         target = self.target
         # No two ranges share a cluster: the image knows nothing of a new one before it is linked.
         with self.turnstile.turn(task.number), target.lock:
-            placements = [p for first, last in data for p in target.allocate(cell_start + first, last - first)]
+            placements = [p for first, last in data for p in target.allocate(base + first, last - first)]
         if not placements:
             return True
-        filled = Filled(task.pieces[0].offset, cell_start, placements, buffer)
+        filled = Filled(task.pieces[0].offset, base, placements, buffer)
         if not all(placement.node.one_at_a_time for placement in placements):
             self._call_all_hands()
         elif self.writer.active:
@@ -330,20 +340,21 @@ class _Copy:
         return True
 
     def _write_compressed(
-        self, target: WritableImage, number: int, cell_start: int, data: list[Range], buffer: memoryview, filled: int
+        self, target: WritableImage, number: int, base: int, data: list[Range], buffer: memoryview, filled: int
     ) -> None:
         """Compress each cluster with data and store them in guest order; what does not shrink is stored plain."""
         if not isinstance(target, Compressing):
             raise UnsupportedOperation("Compression not supported for this file format")
         cluster = target.cluster_size or self.cell
-        buffer[filled:] = bytes(len(buffer) - filled)
+        rest = -filled % cluster
+        buffer[filled : filled + rest] = bytes(rest)
         starts = [start for first, last in data for start in range(first // cluster * cluster, last, cluster)]
         blobs = [(start, target.compress(buffer[start : start + cluster])) for start in starts]
         with self.turnstile.turn(number), target.lock:
             for shrunk, run in groupby(blobs, lambda found: found[1] is not None):
                 clusters = list(run)
                 if shrunk:
-                    target.write_compressed([(cell_start + start, blob) for start, blob in clusters if blob])
+                    target.write_compressed([(base + start, blob) for start, blob in clusters if blob])
                     continue
                 for first, last in joined((start, min(start + cluster, filled)) for start, _ in clusters):
-                    target.write_at(cell_start + first, buffer[first:last])
+                    target.write_at(base + first, buffer[first:last])
