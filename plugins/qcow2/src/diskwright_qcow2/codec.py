@@ -78,6 +78,11 @@ def _inflate_stream(data: Bytes, cluster_size: int) -> bytes:
 
 
 def _deflate(data: Bytes) -> bytes | None:
+    if len(data) <= 1 << -WRITE_WINDOW_BITS:
+        # Nothing is out of the window's reach: the faster library will do, which knows none but large windows.
+        from deflate import deflate_compress
+
+        return bytes(deflate_compress(data, DEFLATE_LEVEL))
     return None if _is_noise(memoryview(data)) else _deflated(data, DEFLATE_LEVEL)
 
 
