@@ -363,7 +363,7 @@ class LayerFormat:
 
     @hookimpl
     def bitmap_enable(self, image: LayerImage, name: str, enabled: bool) -> bool:
-        image.layer.bitmaps[name] = image.layer.bitmaps[name]._replace(enabled=enabled)
+        image.layer.bitmaps[name] = image.layer.bitmaps[name].replace(enabled=enabled)
         return True
 
     @hookimpl

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import ImageError
+from .record import Record
 
 
-class Snapshot(NamedTuple):
+class Snapshot(Record):
     """One internal snapshot.
 
     :ivar date_sec: seconds since 1970, UTC; ``date_nsec`` the nanoseconds after it.
@@ -27,7 +28,7 @@ class Snapshot(NamedTuple):
     icount: int | None = None
 
 
-class Limits(NamedTuple):
+class Limits(Record):
     """What requests to a node should look like; sizes in bytes, ``None`` where there is no limit worth telling.
 
     :ivar request_alignment: offset and length of each request are multiples of it.
@@ -52,7 +53,7 @@ class Limits(NamedTuple):
 
         How its requests are aligned is each node's own business: it makes fitting ones of them.
         """
-        return self._replace(
+        return self.replace(
             max_iov=min(self.max_iov, below.max_iov),
             min_mem_alignment=max(self.min_mem_alignment, below.min_mem_alignment),
             opt_mem_alignment=max(self.opt_mem_alignment, below.opt_mem_alignment),
@@ -61,7 +62,7 @@ class Limits(NamedTuple):
         )
 
 
-class Description(NamedTuple):
+class Description(Record):
     """What ``info`` shows of a format.
 
     :ivar specific: the format's own facts, named as QEMU names them; values are str, int, bool, lists or mappings.
@@ -77,7 +78,7 @@ class Description(NamedTuple):
     type: str | None = None
 
 
-class Bitmap(NamedTuple):
+class Bitmap(Record):
     """One persistent dirty bitmap.
 
     :ivar granularity: bytes of guest data for each bit, a power of two.
@@ -91,7 +92,7 @@ class Bitmap(NamedTuple):
     inconsistent: bool = False
 
 
-class Measurement(NamedTuple):
+class Measurement(Record):
     """How much space an image takes.
 
     :ivar required: bytes of the file with the data that there is.
@@ -115,7 +116,7 @@ class Severity(StrEnum):
     """reaches for something outside of the image, or is broken"""
 
 
-class Finding(NamedTuple):
+class Finding(Record):
     """Something that is odd about an image.
 
     :ivar id: what kind of finding it is, for programs: words with hyphens between them.

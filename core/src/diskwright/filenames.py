@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from .errors import InvalidOption
+from .record import Record
 
 
-class FileName(NamedTuple):
+class FileName(Record):
     """A name taken apart.
 
     :ivar protocol: name of the protocol driver.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError, InvalidImage, InvalidOption, NodeIOError
 from .filenames import FileName, backing_filename, local_filename, parse_filename
@@ -12,6 +12,7 @@ from .hookspecs import PROBE_LENGTH, OpenOptions
 from .node import Image, Lockable, Node, Permission
 from .options import Option, runtime_values
 from .passing import naming_file
+from .record import Record
 from .tracing import GRAPH_BACKING, PROBE, number_of, watch
 from .trees import JSON_PREFIX, OptionString, tree_from_json, tree_from_options
 
@@ -22,7 +23,7 @@ MAX_CHAIN = 1000
 """Most layers that a chain may have; each takes a file descriptor."""
 
 
-class OpenRequest(NamedTuple):
+class OpenRequest(Record):
     """How to open an image; see :meth:`diskwright.context.Context.open` for the meaning of each.
 
     :ivar writable_depths: layers below the top one that are opened for writing too, by their depth.
@@ -83,7 +84,7 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
             return
         name = backing_filename(naming_file(layer), layer.backing_file)
         # An overlay cannot bear that anyone changes what is below it, whatever its format.
-        below = request._replace(writable=depth in request.writable_depths, exclusive=True, options=None)
+        below = request.replace(writable=depth in request.writable_depths, exclusive=True, options=None)
         try:
             backing = _open_layer(context, name, layer.backing_format, below, role="backing")
         except ImageError as error:

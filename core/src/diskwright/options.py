@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import InvalidOption
 from .known import did_you_mean
+from .record import Record
 from .sizes import MAX_INT64, MAX_UINT64, OutOfRange, parse_integer, parse_size
 
 PREALLOCATION_MODES = ("off", "metadata", "falloc", "full")
@@ -31,7 +32,7 @@ class InvalidChoice(InvalidOption):
     """A value is none of those that an option has; QEMU finds that out later than what is not even of its type."""
 
 
-class Option(NamedTuple):
+class Option(Record):
     """One option of a driver.
 
     :ivar default: the value shown and used when the option is not given; ``None`` if it is then left out.

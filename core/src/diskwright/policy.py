@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from functools import reduce, wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .errors import InvalidOption, RefusedByPolicy
 from .options import option_values, parse_bool
+from .record import Record
 from .sizes import parse_size
 from .tracing import POLICY_ALLOW, POLICY_REFUSE
 
@@ -47,7 +48,7 @@ def _told(
     return told
 
 
-class Policy(NamedTuple):
+class Policy(Record):
     """What is allowed. ``None`` means that there is no limit.
 
     :ivar implicit: whether files may be opened that an image names rather than the user, whatever they are to it.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from .errors import ImageError
 from .node import Node
+from .record import Record
 
 PROBE_LENGTH = 2048
 """Bytes from the start of a file that ``probe`` is shown."""
 
 
-class ProbeHit(NamedTuple):
+class ProbeHit(Record):
     """An answer to ``probe``.
 
     :ivar format: the driver's registered name.
@@ -36,7 +37,7 @@ def say_nothing(text: str) -> None:
     """Nobody wants to know."""
 
 
-class OpenOptions(NamedTuple):
+class OpenOptions(Record):
     """What ``open`` of a format is told besides the node.
 
     :ivar filename: the name the user gave, for messages.
@@ -66,14 +67,14 @@ class OpenOptions(NamedTuple):
     warn: Callable[[str], None] = say_nothing
 
 
-class GuestRange(NamedTuple):
+class GuestRange(Record):
     """Guest bytes that stand verbatim in the file of an image: offset on the disk and length, bytes."""
 
     offset: int
     length: int
 
 
-class CreateOptions(NamedTuple):
+class CreateOptions(Record):
     """What ``create`` of a format is told.
 
     :ivar filename: the name of the image, for messages.
@@ -95,7 +96,7 @@ class CreateOptions(NamedTuple):
         return self.values.get(name, default)
 
 
-class ProtocolOptions(NamedTuple):
+class ProtocolOptions(Record):
     """What ``open`` and ``create`` of a protocol are told besides the name.
 
     :ivar writable: whether the node will be written.
@@ -111,7 +112,7 @@ class ProtocolOptions(NamedTuple):
     cache: str = "writeback"
 
 
-class FilterOptions(NamedTuple):
+class FilterOptions(Record):
     """What ``open`` of a filter is told besides its children.
 
     :ivar writable: whether the disk will be written.

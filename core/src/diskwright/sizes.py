@@ -7,11 +7,12 @@ import re
 from .errors import InvalidOption
 
 _UNITS = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_HEX = re.compile(r"\s*0[xX]([0-9a-fA-F]+)")
-_DECIMAL = re.compile(r"\s*(?:(\d+)(\.\d*)?|(\.\d+))([bBkKmMgGtTpPeE])?", re.ASCII)
+# Compiled when they are needed, which for many commands is never.
+_HEX = r"\s*0[xX]([0-9a-fA-F]+)"
+_DECIMAL = r"(?a)\s*(?:(\d+)(\.\d*)?|(\.\d+))([bBkKmMgGtTpPeE])?"
 
-_INTEGER = re.compile(r"\s*([-+]?)(0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
-_NEGATIVE = re.compile(r"\s*-(?:0[xX][0-9a-fA-F]+|\d+)", re.ASCII)
+_INTEGER = r"(?a)\s*([-+]?)(0[xX][0-9a-fA-F]+|\d+)"
+_NEGATIVE = r"(?a)\s*-(?:0[xX][0-9a-fA-F]+|\d+)"
 
 _LONGEST = 1000
 """Characters; Python refuses to read numbers of several thousand."""
@@ -33,7 +34,7 @@ def parse_size(text: str) -> int:
     Source: qemu ``qemu_strtosz``; fractions other than zero need a suffix other than ``b`` and are rounded half up.
     """
     size = _parse(text)
-    if size is None and _NEGATIVE.fullmatch(text):
+    if size is None and re.fullmatch(_NEGATIVE, text):
         raise OutOfRange(text)
     if size is None:
         raise InvalidOption(text)
@@ -46,9 +47,9 @@ def _parse(text: str) -> int | None:
     """A size of any magnitude, ``None`` if the text is none."""
     if len(text) > _LONGEST:
         return None
-    if match := _HEX.fullmatch(text):
+    if match := re.fullmatch(_HEX, text):
         return int(match[1], 16)
-    match = _DECIMAL.fullmatch(text)
+    match = re.fullmatch(_DECIMAL, text)
     if match is None:
         return None
     fraction = match[2] or match[3] or ""
@@ -68,7 +69,7 @@ def parse_cli_size(text: str, noun: str, least: int = 0, most: int = MAX_INT64) 
     :param least: the smallest size that makes sense, bytes; ``most`` the largest.
     """
     size = _parse(text)
-    if size is None and not _NEGATIVE.fullmatch(text):
+    if size is None and not re.fullmatch(_NEGATIVE, text):
         raise InvalidOption(f"Invalid {noun} specified: '{text}'.")
     return _bounded(-1 if size is None else size, noun, least, most)
 
@@ -91,7 +92,7 @@ def parse_integer(text: str) -> int:
 
     :raises ValueError: it is none.
     """
-    if not (match := _INTEGER.fullmatch(text)):
+    if not (match := re.fullmatch(_INTEGER, text)):
         raise ValueError(text)
     digits = match[2]
     octal = len(digits) > 1 and digits[0] == "0" and digits.isdecimal()

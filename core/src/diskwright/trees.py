@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from .errors import InvalidOption
 from .options import parse_bool, split_option_string
+from .record import Record
 
 Scalar: TypeAlias = str | int | float | bool | None
 Tree: TypeAlias = dict[str, "Scalar | Tree"]
@@ -24,7 +25,7 @@ MAX_NAME = 4095
 
 JSON_PREFIX = "json:"
 
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
+_QUOTED = r'(?s)"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
 """A string of the JSON dialect, in either kind of quotes."""
 
 
@@ -34,7 +35,7 @@ class OptionString(str):
     __slots__ = ()
 
 
-class NodeOptions(NamedTuple):
+class NodeOptions(Record):
     """What may be said of any node, whatever its driver.
 
     :ivar name: by which other nodes of the same tree may refer to it.
@@ -73,7 +74,7 @@ def tree_from_json(name: str) -> Tree:
     import json
 
     try:
-        value = json.loads(_QUOTED.sub(_double_quoted, name.removeprefix(JSON_PREFIX)))
+        value = json.loads(re.sub(_QUOTED, _double_quoted, name.removeprefix(JSON_PREFIX)))
     except ValueError as error:
         raise InvalidOption(f"Could not parse the JSON options: JSON parse error, {error}") from None
     except RecursionError:

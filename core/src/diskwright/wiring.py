@@ -67,7 +67,7 @@ def open_children(
         return {}, request
     tree = nested(request.options)
     children = dict(_Wiring(context, None).children(format or probe(context, node), tree, request, undo))
-    return children, request._replace(options={key: scalar_text(value) for key, value in flat(tree).items()})
+    return children, request.replace(options={key: scalar_text(value) for key, value in flat(tree).items()})
 
 
 class _Wiring:
@@ -114,7 +114,7 @@ class _Wiring:
             raise InvalidOption("Block node is read-only")
         if request.force_share and common.force_share is False:
             raise InvalidOption("--force-share/-U conflicts with image options")
-        request = request._replace(
+        request = request.replace(
             force_share=request.force_share or bool(common.force_share),
             cache=common.cache or request.cache,
             discard=request.discard if common.discard is None else common.discard,
@@ -139,7 +139,7 @@ class _Wiring:
         :param undo: closes it when the other node cannot be opened.
         """
         # As QEMU has it, what stands below gives space back unless its own options are against it.
-        below = request._replace(options=None, discard=True)
+        below = request.replace(options=None, discard=True)
         node = self._node(value, below, protocol=protocol)
         undo.callback(node.close)
         if isinstance(node, Image):
@@ -180,7 +180,7 @@ class _Wiring:
             children = dict(self.children(driver or probe(self.context, below), tree, request, undo))
             values = flat(tree)
             options = {key: scalar_text(value) for key, value in values.items()}
-            below_request = request._replace(options=options)
+            below_request = request.replace(options=options)
             image = open_format(self.context, below, below.filename, driver, below_request, children=children)
             undo.pop_all()
         self._name_format(image, values, {"file": below, **children})
@@ -226,7 +226,7 @@ class _Wiring:
             return
         if not request.backing:
             return
-        below = request._replace(writable=1 in request.writable_depths, exclusive=True, options=None)
+        below = request.replace(writable=1 in request.writable_depths, exclusive=True, options=None)
         try:
             node = self._node(backing, below, protocol=False)
         except ImageError as error:

@@ -42,10 +42,10 @@ def with_field(data: bytes, offset: int, format: str, value: int) -> bytes:
     "header",
     [
         PLAIN,
-        PLAIN._replace(version=2),
-        PLAIN._replace(cluster_bits=9, l1_size=1 << 15, backing_file="base.raw", backing_format="raw"),
-        PLAIN._replace(backing_file="b\udcff\u00e4", size=12345, compatible_features=Compatible.LAZY_REFCOUNTS),
-        PLAIN._replace(
+        PLAIN.replace(version=2),
+        PLAIN.replace(cluster_bits=9, l1_size=1 << 15, backing_file="base.raw", backing_format="raw"),
+        PLAIN.replace(backing_file="b\udcff\u00e4", size=12345, compatible_features=Compatible.LAZY_REFCOUNTS),
+        PLAIN.replace(
             incompatible_features=Incompatible.DATA_FILE | Incompatible.EXTENDED_L2 | Incompatible.COMPRESSION_TYPE,
             autoclear_features=Autoclear.BITMAPS | Autoclear.RAW_DATA_FILE,
             compression_type=CompressionType.ZSTD,
@@ -53,9 +53,9 @@ def with_field(data: bytes, offset: int, format: str, value: int) -> bytes:
             data_file="x.raw",
             bitmaps=BitmapDirectory(3, 0x40000, 96),
         ),
-        PLAIN._replace(crypt_method=CryptMethod.LUKS, crypto=CryptoPointer(0x50000, 0x1F8000)),
-        PLAIN._replace(crypt_method=CryptMethod.AES, refcount_order=6),
-        PLAIN._replace(
+        PLAIN.replace(crypt_method=CryptMethod.LUKS, crypto=CryptoPointer(0x50000, 0x1F8000)),
+        PLAIN.replace(crypt_method=CryptMethod.AES, refcount_order=6),
+        PLAIN.replace(
             unknown_fields=b"\1" * 16,
             unknown_extensions=(Extension(0x12345678, b"abc"), Extension(7, b"")),
             compatible_features=Compatible(1 << 63),
@@ -90,12 +90,12 @@ def test_what_is_read_with_is_what_is_declared(name: str) -> None:
 
 
 def test_derived_values() -> None:
-    extended = PLAIN._replace(incompatible_features=Incompatible.EXTENDED_L2, l1_size=4)
+    extended = PLAIN.replace(incompatible_features=Incompatible.EXTENDED_L2, l1_size=4)
     assert (PLAIN.l2_entries, PLAIN.l2_entry_size, PLAIN.subcluster_size) == (8192, 8, 65536)
     assert (extended.l2_entries, extended.l2_entry_size, extended.subcluster_size) == (4096, 16, 2048)
     assert (PLAIN.l1_coverage, PLAIN.l1_entries_needed) == (512 << 20, 2)
     assert (PLAIN.refcount_bits, PLAIN.refcount_block_entries) == (16, 32768)
-    assert PLAIN._replace(size=1000).disk_size == 512
+    assert PLAIN.replace(size=1000).disk_size == 512
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_refused_fields(memory_node: MakeNode, offset: int, format: str, value: 
 
 
 def test_small_clusters_cannot_have_subclusters(memory_node: MakeNode) -> None:
-    header = PLAIN._replace(cluster_bits=13, l1_size=1024, incompatible_features=Incompatible.EXTENDED_L2)
+    header = PLAIN.replace(cluster_bits=13, l1_size=1024, incompatible_features=Incompatible.EXTENDED_L2)
     with pytest.raises(InvalidImage, match="Unsupported subcluster size: 256"):
         read(memory_node, header.build())
 
@@ -176,7 +176,7 @@ def test_unknown_feature_is_named_by_the_image(memory_node: MakeNode) -> None:
     ],
 )
 def test_refused_extensions(memory_node: MakeNode, extension: bytes, message: str) -> None:
-    data = PLAIN._replace(autoclear_features=Autoclear.BITMAPS).build()
+    data = PLAIN.replace(autoclear_features=Autoclear.BITMAPS).build()
     with pytest.raises(InvalidImage) as caught:
         read(memory_node, data[:112] + extension + bytes(8) + data[112 + len(extension) + 8 :])
     assert str(caught.value) == message
@@ -200,12 +200,12 @@ def test_refused_luks_pointer(memory_node: MakeNode, extension: bytes, message: 
 
 
 def test_bitmaps_that_no_autoclear_bit_vouches_for_are_ignored(memory_node: MakeNode) -> None:
-    header = PLAIN._replace(bitmaps=BitmapDirectory(1, 0x40000, 32))
+    header = PLAIN.replace(bitmaps=BitmapDirectory(1, 0x40000, 32))
     assert read(memory_node, header.build()).bitmaps is None
 
 
 def test_backing_file_name_too_long(memory_node: MakeNode) -> None:
-    data = PLAIN._replace(backing_file="x").build()
+    data = PLAIN.replace(backing_file="x").build()
     for length in (1024, 0xFFFFFFFF):
         with pytest.raises(InvalidImage, match="Backing file name too long"):
             read(memory_node, with_field(data, 16, "I", length))
@@ -213,13 +213,13 @@ def test_backing_file_name_too_long(memory_node: MakeNode) -> None:
 
 def test_header_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidOption, match="No space left in the file header"):
-        PLAIN._replace(cluster_bits=9, backing_file="x" * 400).build()
+        PLAIN.replace(cluster_bits=9, backing_file="x" * 400).build()
     with pytest.raises(InvalidOption, match="No space left in the file header"):
-        PLAIN._replace(backing_file="x" * 1024).build()
+        PLAIN.replace(backing_file="x" * 1024).build()
 
 
 def test_header_cut_anywhere_is_one_error_or_reads(memory_node: MakeNode) -> None:
-    data = PLAIN._replace(backing_file="base.qcow2", backing_format="qcow2").build()
+    data = PLAIN.replace(backing_file="base.qcow2", backing_format="qcow2").build()
     messages = []
     for length in (*range(700), 1024, 4096):
         try:

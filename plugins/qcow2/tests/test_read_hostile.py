@@ -82,7 +82,7 @@ def test_bad_l2_entries(memory_node: MakeNode, entry: int, bits: int, message: s
 
 
 def test_unaligned_entries(memory_node: MakeNode) -> None:
-    header = SMALL._replace(cluster_bits=10, size=1 << 16, l1_table_offset=2048, refcount_table_offset=1024)
+    header = SMALL.replace(cluster_bits=10, size=1 << 16, l1_table_offset=2048, refcount_table_offset=1024)
     for l1_entry, entry, message in (
         (4096 + 512, 0, r"L2 table offset 0x1200 unaligned \(L1 index: 0x0\)"),
         (3072, 512, r"Cluster allocation offset 0x200 unaligned \(L2 offset: 0xc00, L2 index: 0x0\)"),
@@ -96,7 +96,7 @@ def test_unaligned_entries(memory_node: MakeNode) -> None:
 
 def test_zero_flag_needs_version_3(memory_node: MakeNode) -> None:
     assert all_extents(opened(memory_node(stored_image(1))))[0].kind is Kind.ZERO
-    image = opened(memory_node(stored_image(1, header=SMALL._replace(version=2))))
+    image = opened(memory_node(stored_image(1, header=SMALL.replace(version=2))))
     with pytest.raises(InvalidImage, match="Zero cluster entry found in pre-v3 image"):
         image.read_at(0, 512)
 
@@ -109,7 +109,7 @@ def test_l2_table_outside_the_file(memory_node: MakeNode) -> None:
 
 
 def test_conflicting_subcluster_bits(memory_node: MakeNode) -> None:
-    header = SMALL._replace(
+    header = SMALL.replace(
         cluster_bits=14,
         size=1 << 20,
         l1_table_offset=2 << 14,
@@ -124,7 +124,7 @@ def test_conflicting_subcluster_bits(memory_node: MakeNode) -> None:
 
 
 def test_data_file_contradictions(memory_node: MakeNode) -> None:
-    header = SMALL._replace(
+    header = SMALL.replace(
         incompatible_features=Incompatible.DATA_FILE,
         autoclear_features=Autoclear.RAW_DATA_FILE,
         data_file="x",
@@ -164,7 +164,7 @@ def test_image_cut_anywhere_is_one_error_or_reads(memory_node: MakeNode) -> None
 
 def test_one_l2_table_used_many_times_is_refused_at_once(memory_node: MakeNode) -> None:
     count = 1 << 20
-    header = SMALL._replace(size=count * 64 * CLUSTER, l1_size=count, l1_table_offset=5 * CLUSTER)
+    header = SMALL.replace(size=count * 64 * CLUSTER, l1_size=count, l1_table_offset=5 * CLUSTER)
     table = struct.pack(">64Q", *(DATA + CLUSTER * (n % 2) for n in range(64)))
     data = header.build() + bytes(3 * CLUSTER) + table + struct.pack(">Q", L2) * count
     started = time.monotonic()

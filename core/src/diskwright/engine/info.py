@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, InvalidOption
 from ..facts import Description, Limits, Snapshot
 from ..filenames import backing_filename
 from ..node import SECTOR, Image, Node
 from ..passing import Passing, naming_file
+from ..record import Record
 from ..trees import JSON_PREFIX
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ MAX_NESTED = 100
 """Most of those that are described one inside the other."""
 
 
-class NodeInfo(NamedTuple):
+class NodeInfo(Record):
     """The facts of an image, or of a node that an image stands on.
 
     :ivar driver: name of the format or protocol.
@@ -88,7 +89,7 @@ def _with_limits(info: NodeInfo, node: Node) -> NodeInfo:
     below = {
         role: _with_limits(child, nodes[role]) if role in nodes else child for role, child in info.children.items()
     }
-    return info._replace(limits=node.limits(), children=below)
+    return info.replace(limits=node.limits(), children=below)
 
 
 def inspect_chain(
@@ -157,9 +158,9 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
 def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeInfo:
     """A filter says of the disk what the one below says of it."""
     below = children[node.role]
-    named = below._replace(filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
-    named = named._replace(cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
-    return named._replace(backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
+    named = below.replace(filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
+    named = named.replace(cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
+    return named.replace(backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
 
 
 def _describe_child(context: Context, node: Node) -> NodeInfo:
@@ -172,7 +173,7 @@ def _describe_child(context: Context, node: Node) -> NodeInfo:
     described = describe_node(context, layers.pop())
     while layers:
         upper = describe_node(context, layers.pop())
-        described = upper._replace(children={"backing": described, **upper.children})
+        described = upper.replace(children={"backing": described, **upper.children})
     return described
 
 

@@ -15,7 +15,7 @@ MAX_SECRET = 1 << 20
 
 _BLOCK = 16
 _KEY = 32
-_BASE64 = re.compile(rb"[A-Za-z0-9+/=\n]*")
+_BASE64 = rb"[A-Za-z0-9+/=\n]*"
 
 
 class Secret:
@@ -84,7 +84,7 @@ def _content(values: Mapping[str, str]) -> bytes:
 def _decoded(content: bytes) -> bytes:
     from binascii import Error, a2b_base64
 
-    if not _BASE64.fullmatch(content):
+    if not re.fullmatch(_BASE64, content):
         raise InvalidOption("Base64 data contains invalid characters")
     try:
         return a2b_base64(content)

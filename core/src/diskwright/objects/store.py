@@ -15,7 +15,7 @@ from ..trees import flat, scalar_text
 if TYPE_CHECKING:
     from .fields import Field
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+_IDENTIFIER = r"[A-Za-z][A-Za-z0-9._-]*"
 _HELP = ("help", "?")
 
 
@@ -42,7 +42,7 @@ class ObjectStore:
             raise InvalidOption(f"Parameter 'qom-type' does not accept value '{kind}'", hint=hint)
         id = _taken(values, "id")
         require_values(KINDS[kind].fields, values)
-        if not _IDENTIFIER.fullmatch(id):
+        if not re.fullmatch(_IDENTIFIER, id):
             raise InvalidOption(
                 "Parameter 'id' expects an identifier",
                 hint="Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",

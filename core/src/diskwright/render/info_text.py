@@ -38,7 +38,7 @@ def info_object(info: NodeInfo) -> dict[str, Any]:
 
 def limits_object(limits: Limits) -> dict[str, Any]:
     """Limits as QEMU's ``BlockLimitsInfo``."""
-    facts = {name.replace("_", "-"): value for name, value in limits._asdict().items()}
+    facts = {name.replace("_", "-"): value for name, value in limits.as_dict().items()}
     return {name: value for name, value in facts.items() if value is not None}
 
 

@@ -63,7 +63,7 @@ class Amendment:
         _check_backing(header, values)
         header = _with_data_file(header, values)
         header = _with_refcounts(header, values, version)
-        header = header._replace(version=max(version, header.version))
+        header = header.replace(version=max(version, header.version))
         return cls(header, version, values.get("size", image.size))
 
 
@@ -116,13 +116,13 @@ def _with_data_file(header: Header, values: Mapping[str, Any]) -> Header:
     if "data_file" in values:
         if not header.has_data_file:
             raise InvalidOption("data-file can only be set for images that use an external data file")
-        header = header._replace(data_file=values["data_file"] or None)
+        header = header.replace(data_file=values["data_file"] or None)
     if "data_file_raw" in values:
         if values["data_file_raw"] and not header.raw_data_file:
             raise InvalidOption("data-file-raw cannot be set on existing images")
         if not values["data_file_raw"]:
             features = int(header.autoclear_features) & ~int(Autoclear.RAW_DATA_FILE)
-            header = header._replace(autoclear_features=Autoclear(features))
+            header = header.replace(autoclear_features=Autoclear(features))
     return header
 
 
@@ -133,7 +133,7 @@ def _with_refcounts(header: Header, values: Mapping[str, Any], version: int) -> 
             raise InvalidOption("Refcount width must be a power of two and may not exceed 64 bits")
         if version < 3 and bits != 1 << layout.DEFAULT_REFCOUNT_ORDER:
             raise InvalidOption(f"Refcount widths other than 16 bits require {_V3_NEEDED.replace('and', 'or', 1)}")
-        header = header._replace(refcount_order=bits.bit_length() - 1)
+        header = header.replace(refcount_order=bits.bit_length() - 1)
     if "lazy_refcounts" in values:
         lazy = int(Compatible.LAZY_REFCOUNTS)
         features = int(header.compatible_features) & ~lazy
@@ -142,7 +142,7 @@ def _with_refcounts(header: Header, values: Mapping[str, Any], version: int) -> 
             if version < 3 and not int(header.compatible_features) & lazy:
                 raise InvalidOption(f"Lazy refcounts only supported with {_V3_NEEDED}")
             features |= lazy
-        header = header._replace(compatible_features=Compatible(features))
+        header = header.replace(compatible_features=Compatible(features))
     return header
 
 

@@ -265,7 +265,7 @@ class DirectoryChange:
         self.size = image.header.cluster_size
         self._released: list[Column] = []
         # What will not fit into the header is refused before anything is written.
-        image.header._replace(bitmaps=_PLACEHOLDER).build()
+        image.header.replace(bitmaps=_PLACEHOLDER).build()
 
     def read_table(self, entry: BitmapEntry) -> Column:
         """The table of a bitmap, without entries that make no sense if nobody relies on it anyway."""

@@ -164,7 +164,7 @@ class Plan:
         )
         if header.l1_entries_needed * layout.L1_ENTRY_SIZE > layout.MAX_L1_BYTES:
             raise InvalidOption(TOO_LARGE)
-        return header._replace(l1_size=header.l1_entries_needed)
+        return header.replace(l1_size=header.l1_entries_needed)
 
 
 def create(target: Node, options: CreateOptions) -> None:
@@ -178,7 +178,7 @@ def create(target: Node, options: CreateOptions) -> None:
         reserved = plan.preallocation if plan.preallocation in ("falloc", "full") else "off"
         data_file = options.create_child(plan.data_file, options.size, reserved)
         # A user may have named it with a protocol's prefix; names in images are plain names.
-        header = header._replace(data_file=data_file.filename or plan.data_file)
+        header = header.replace(data_file=data_file.filename or plan.data_file)
     _lay_out(target, header, luks)
     if plan.preallocation != "off" and options.size:
         _preallocate(target, options, plan, data_file)
@@ -200,18 +200,18 @@ def _lay_out(target: Node, header: Header, luks: bytes) -> None:
     allocator = ClusterAllocator(blocks, lambda _: None)
     if header.l1_size:
         clusters = -(-header.l1_size * layout.L1_ENTRY_SIZE // size)
-        header = header._replace(l1_table_offset=allocator.take_contiguous(clusters).first * size)
+        header = header.replace(l1_table_offset=allocator.take_contiguous(clusters).first * size)
     end = header.l1_table_offset + header.l1_size * layout.L1_ENTRY_SIZE
     if header.crypto is not None:
         run = allocator.take_contiguous(-(-header.crypto.length // size))
-        header = header._replace(crypto=header.crypto._replace(offset=run.first * size))
+        header = header.replace(crypto=header.crypto.replace(offset=run.first * size))
         disk.write(run.first * size, luks)
         end = run.end * size
     if (moved := allocator.moved_table) is not None:
         for run in (Run(1, 1), *allocator.outgrown):
             blocks.subtract(np.arange(run.first, run.end))
         blocks.table_offset, blocks.table_clusters = moved.first * size, moved.length
-        header = header._replace(
+        header = header.replace(
             refcount_table_offset=blocks.table_offset, refcount_table_clusters=blocks.table_clusters
         )
     blocks.write_blocks()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from diskwright.errors import InvalidImage
+from diskwright.record import Record
 
 from . import layout
 from .layout import ExtensionType
@@ -13,21 +14,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Extension(NamedTuple):
+class Extension(Record):
     """A header extension as it is stored; used for those that have no meaning here and are only to be kept."""
 
     type: int
     data: bytes
 
 
-class CryptoPointer(NamedTuple):
+class CryptoPointer(Record):
     """Where the LUKS header stands in the file: bytes, cluster aligned; length in bytes."""
 
     offset: int
     length: int
 
 
-class BitmapDirectory(NamedTuple):
+class BitmapDirectory(Record):
     """Where the bitmap directory stands: number of bitmaps > 0, offset and size in bytes."""
 
     number: int
@@ -35,7 +36,7 @@ class BitmapDirectory(NamedTuple):
     size: int
 
 
-class ExtensionContext(NamedTuple):
+class ExtensionContext(Record):
     """What of the header decides whether its extensions are valid.
 
     :ivar bitmaps_valid: whether the autoclear bit vouches for the bitmaps extension.
@@ -46,7 +47,7 @@ class ExtensionContext(NamedTuple):
     bitmaps_valid: bool
 
 
-class Extensions(NamedTuple):
+class Extensions(Record):
     """All header extensions of an image.
 
     :ivar stale_bitmaps: whether there is a bitmaps extension that nobody vouches for.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from diskwright.errors import InvalidImage, InvalidOption, UnsupportedFeature
 from diskwright.node import SECTOR
+from diskwright.record import Record
 
 from . import layout
 from .extensions import (
@@ -28,8 +29,17 @@ _MAX_INT64 = 2**63 - 1
 _MAX_L1_INDEX = 2**31 - 1
 
 
-class _Fields(NamedTuple):
-    """What a header holds."""
+class Header(Record):
+    """Header fields and extensions of an image; all of them are within their limits.
+
+    What follows from them is computed once, as reading and writing ask for it all the time.
+
+    :ivar size: virtual disk size as stored, bytes; see :attr:`disk_size`.
+    :ivar l1_size: entries of the active L1 table, VM state included.
+    :ivar stale_bitmaps: whether the image has bitmaps that were not kept current, so that they are none any more.
+    :ivar unknown_fields: header bytes behind those known here, kept on rewriting.
+    :ivar unknown_extensions: header extensions not known here, kept on rewriting.
+    """
 
     version: int
     cluster_bits: int
@@ -54,19 +64,6 @@ class _Fields(NamedTuple):
     stale_bitmaps: bool = False
     unknown_fields: bytes = b""
     unknown_extensions: tuple[Extension, ...] = ()
-
-
-class Header(_Fields):
-    """Header fields and extensions of an image; all of them are within their limits.
-
-    What follows from them is computed once, as reading and writing ask for it all the time.
-
-    :ivar size: virtual disk size as stored, bytes; see :attr:`disk_size`.
-    :ivar l1_size: entries of the active L1 table, VM state included.
-    :ivar stale_bitmaps: whether the image has bitmaps that were not kept current, so that they are none any more.
-    :ivar unknown_fields: header bytes behind those known here, kept on rewriting.
-    :ivar unknown_extensions: header extensions not known here, kept on rewriting.
-    """
 
     @cached_property
     def cluster_size(self) -> int:

@@ -292,7 +292,7 @@ class Qcow2Image(WritableImage):
 
         :param fields: header fields that have changed with them.
         """
-        self.header = self.header._replace(**fields)
+        self.header = self.header.replace(**fields)
         for name in ("l2", "snapshots", "writer"):
             self.__dict__.pop(name, None)
         if "recorder" in self.__dict__ and self.recorder.marks:

@@ -40,7 +40,7 @@ _AMENDABLE = ("size", "compat", "backing_file", "backing_fmt", "data_file", "dat
 
 AMEND_OPTIONS = (
     *(
-        option._replace(default=None)
+        option.replace(default=None)
         for name in (*_AMENDABLE, "refcount_bits")
         for option in CREATION_OPTIONS
         if option.name == name

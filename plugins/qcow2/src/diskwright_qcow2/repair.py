@@ -213,7 +213,7 @@ def _note_features(image: Qcow2Image, features: Incompatible) -> None:
     disk.barrier()
     disk.write(_FEATURES_FIELD, b"".join(int(field).to_bytes(8, "big") for field in fields))
     disk.barrier()
-    image.header = header._replace(incompatible_features=features, autoclear_features=known)
+    image.header = header.replace(incompatible_features=features, autoclear_features=known)
 
 
 def _write_structures(image: Qcow2Image, found: Examination) -> None:

@@ -65,7 +65,7 @@ def require_resizable(image: Qcow2Image, header: Header, size: int, preallocatio
         if preallocation != "off":
             raise InvalidOption("Preallocation can't be used for shrinking an image")
         return
-    if header._replace(size=size).l1_entries_needed * layout.L1_ENTRY_SIZE > layout.MAX_L1_BYTES:
+    if header.replace(size=size).l1_entries_needed * layout.L1_ENTRY_SIZE > layout.MAX_L1_BYTES:
         raise NodeIOError("Failed to grow the L1 table", OSError(errno.EFBIG, "file too large"))
     if image.backing_file is not None and image.backing is None:
         raise ImageError("The backing file must be open while the image grows: it may be longer than the image")
@@ -73,7 +73,7 @@ def require_resizable(image: Qcow2Image, header: Header, size: int, preallocatio
 
 def _grow(image: Qcow2Image, size: int, preallocation: str) -> None:
     former = image.size
-    _grow_l1(image, image.header._replace(size=size).l1_entries_needed)
+    _grow_l1(image, image.header.replace(size=size).l1_entries_needed)
     if image.header.raw_data_file and preallocation == "off":
         preallocation = "metadata"  # a raw data file is always complete: so are the tables that lead to it
     if image.header.has_data_file:

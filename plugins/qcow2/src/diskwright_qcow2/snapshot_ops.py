@@ -167,7 +167,7 @@ def snapshot_tables(image: Qcow2Image, entry: SnapshotEntry) -> L2Tables:
     :raises InvalidImage: the L1 table is too large or not where it can be.
     """
     require_offset(image, entry.l1_table_offset, entry.l1_size * layout.L1_ENTRY_SIZE, "Snapshot L1 table")
-    header = image.header._replace(l1_table_offset=entry.l1_table_offset, l1_size=entry.l1_size)
+    header = image.header.replace(l1_table_offset=entry.l1_table_offset, l1_size=entry.l1_size)
     return L2Tables(image.reader, header)
 
 
@@ -190,7 +190,7 @@ class SnapshotView(Qcow2Image):
         self.crypt = image.crypt
         tables = snapshot_tables(image, entry)
         size = entry.disk_size
-        self.header = image.header._replace(size=size, l1_table_offset=entry.l1_table_offset, l1_size=entry.l1_size)
+        self.header = image.header.replace(size=size, l1_table_offset=entry.l1_table_offset, l1_size=entry.l1_size)
         if entry.l1_size < self.header.l1_entries_needed:
             raise image.reader.error("Image is corrupt: the L1 table of the snapshot is too small for its disk size")
         self.l2 = tables

@@ -26,7 +26,7 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     # A writer that does not know an autoclear bit has to clear it.
     autoclear = int(changes.get("autoclear_features", image.header.autoclear_features))
     fields = {**changes, "autoclear_features": Autoclear(autoclear & int(Autoclear.SUPPORTED))}
-    new = image.header._replace(**fields).build()
+    new = image.header.replace(**fields).build()
     disk = Disk(image.file)
     image.file.note_event("none")
     old = image.file.read_at(0, len(new))
@@ -45,4 +45,4 @@ def clear_autoclear(image: Qcow2Image) -> None:
         disk = Disk(image.file)
         disk.write(AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
         disk.barrier()
-        image.header = image.header._replace(autoclear_features=known)
+        image.header = image.header.replace(autoclear_features=known)

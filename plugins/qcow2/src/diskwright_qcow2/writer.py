@@ -64,7 +64,7 @@ class ImageWriter:
             known &= ~Autoclear.BITMAPS
         if known != self.header.autoclear_features:
             self.disk.write(layout.AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
-            self.header = self.image.header = self.header._replace(autoclear_features=known)
+            self.header = self.image.header = self.header.replace(autoclear_features=known)
             changed = True
         if changed:
             self.disk.barrier()
@@ -82,7 +82,7 @@ class ImageWriter:
             features = self.header.incompatible_features | Incompatible.CORRUPT
             self.disk.write(_INCOMPATIBLE_FIELD, int(features).to_bytes(8, "big"))
             self.disk.barrier()
-            self.header = self.image.header = self.header._replace(incompatible_features=features)
+            self.header = self.image.header = self.header.replace(incompatible_features=features)
         self._failure = InvalidImage(
             "qcow2: Marking image as corrupt: Preventing invalid write on metadata "
             f"(overlaps with {conflict}); further corruption events will be suppressed",
@@ -155,7 +155,7 @@ class ImageWriter:
         """The refcount table may have moved: then the header in the file says so already."""
         blocks = self.allocator.blocks
         if blocks.table_offset != self.header.refcount_table_offset:
-            self.header = self.image.header = self.header._replace(
+            self.header = self.image.header = self.header.replace(
                 refcount_table_offset=blocks.table_offset, refcount_table_clusters=blocks.table_clusters
             )
 
