@@ -27,12 +27,10 @@ Codec = Callable[[Any], Any]
 def measure(launcher: Launcher, limit: str, scratch: Path) -> float:
     """Seconds that something takes which no program could do without.
 
-    :param limit: ``cp FILE``, ``read FILE``, a codec (``deflate``, ``inflate``, ``zstd``, ``unzstd``, ``xts``) and a
-        file, or ``python``: processor time of an interpreter that does nothing.
+    :param limit: ``cp FILE``, ``read FILE``, or a codec (``deflate``, ``inflate``, ``zstd``, ``unzstd``, ``xts``) and
+        a file.
     """
     kind, *files = shlex.split(limit)
-    if kind == "python":
-        return launcher.run([sys.executable, "-c", "pass"]).cpu
     if kind == "cp":
         copy = scratch / "cp"
         remove(copy)

@@ -251,7 +251,6 @@ OTHER = [
         "info --output=json {small}",
         Goals(peak=40 * MIB, over_python=0.040),
         prints="json",
-        limits=("python",),
     ),
     Operation("info, deep chain", "info --backing-chain --output=json {chain}", prints="json"),
     Operation("map, deep chain", "map -f qcow2 --output=json {chain}", prints="json"),

@@ -16,9 +16,10 @@ from .stats import Spread, ratios, spread
 class Row:
     """An operation's measurements; ``theirs`` is empty where there was no qemu-img.
 
-    :ivar limits: seconds of what bounds it, by name; of ``python``, processor time.
+    :ivar limits: seconds of what bounds it, by name.
     :ivar sizes: bytes of our output and of theirs.
     :ivar error: what went wrong, or differed; empty if nothing.
+    :ivar python: processor time of an interpreter that does nothing, measured beside each run of ours, seconds.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row:
     limits: dict[str, float] = field(default_factory=dict)
     sizes: tuple[int, int] | None = None
     error: str = ""
+    python: list[float] = field(default_factory=list)
 
     def _ratio(self, quantity: str) -> Spread | None:
         if not self.ours or not self.theirs:
@@ -65,13 +67,13 @@ class Row:
     @property
     def over_python(self) -> float | None:
         """Seconds of processor time more than an interpreter that does nothing takes."""
-        if "python" not in self.limits or not self.ours:
+        if not self.python:
             return None
-        return median(run.cpu for run in self.ours) - self.limits["python"]
+        return median(run.cpu - python for run, python in zip(self.ours, self.python, strict=True))
 
     def to_limit(self, name: str) -> float | None:
         """How many times as long as what bounds it ours took."""
-        if name == "python" or not self.ours or not self.limits[name]:
+        if not self.ours or not self.limits[name]:
             return None
         return median(run.wall for run in self.ours) / self.limits[name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ def measure(setting: Setting, operation: Operation, say: Callable[[str], None]) 
                 for side in sides.values():
                     side.clean()
                 if number >= 0:
+                    if operation.goals.over_python is not None:
+                        row.python.append(setting.launcher.run([sys.executable, "-c", "pass"]).cpu)
                     row.ours.append(taken["ours"])
                     row.theirs.extend([taken["theirs"]] if "theirs" in taken else [])
         except (RunFailed, verify.Unequal) as error:

@@ -259,7 +259,7 @@ def some_rows() -> list[Row]:
     goals = operations.Goals(1.0, 1.1, 150 * MIB, size=1.04)
     good = Row("good <&>", "convert", goals, [taken(0.5), taken(0.6)], [taken(1.0), taken(1.2)], {"cp": 0.1}, (10, 10))
     bad = Row("bad", "convert", goals, [taken(2.0)], [taken(1.0)], {}, (11, 10))
-    alone = Row("alone", "info", operations.Goals(over_python=0.04), [taken(0.1)], [], {"python": 0.02})
+    alone = Row("alone", "info", operations.Goals(over_python=0.04), [taken(0.1)], python=[0.02])
     return [good, bad, alone, Row("broken", "check", goals, error="contents differ")]
 
 

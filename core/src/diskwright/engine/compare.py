@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..errors import ImageError, reason_of
 from ..extent import Extent, ExtentTable, Kind, distinct, tabulate
@@ -18,9 +18,6 @@ from ..node import SECTOR, Image
 from .chain import layers, read_range, resolve, side_by_side
 from .mapping import State, states
 from .pool import Workers, worker_count
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK = 2 << 20
 """Bytes compared at a time; each thread has two buffers of this length."""
