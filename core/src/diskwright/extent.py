@@ -127,6 +127,13 @@ class ExtentTable:
         last = self.rows[-1]
         return int(last["offset"]) + int(last["length"])
 
+    @property
+    def stored(self) -> Column:
+        """Whether each row has bytes that are stored somewhere, verbatim or encoded."""
+        kinds = self.rows["kind"]
+        found: Column = (kinds == Kind.DATA) | (kinds == Kind.ENCODED)
+        return found
+
     def rows_at(self, offsets: Column) -> Column:
         """The number of the row that each of some offsets inside the table is in."""
         found: Column = self.rows["offset"].searchsorted(offsets, side="right") - 1
@@ -192,6 +199,22 @@ def runs_of(flags: Column) -> list[tuple[int, int]]:
     """Where runs of true values are: index of the first, and of the one behind the last."""
     firsts, ends = run_edges(flags)
     return list(zip(firsts.tolist(), ends.tolist(), strict=True))
+
+
+def merged(starts: Column, ends: Column, gap: int = 1) -> tuple[Column, Column]:
+    """Sorted ranges, of which those with less than ``gap`` between them become one: where they start and end."""
+    import numpy as np
+
+    apart = np.flatnonzero(starts[1:] - ends[:-1] >= gap)
+    first, last = np.concatenate(([0], apart + 1)), np.concatenate((apart, [len(ends) - 1]))
+    return starts[first[: len(starts)]], ends[last[: len(ends)]]
+
+
+def row_starts(*tables: ExtentTable) -> Column:
+    """Where rows of any of some tables start, sorted, each offset once."""
+    import numpy as np
+
+    return distinct(np.concatenate([table.rows["offset"] for table in tables]))
 
 
 def distinct(values: Column) -> Column:

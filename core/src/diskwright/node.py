@@ -339,11 +339,12 @@ def read_through(top: Image, offset: int, buffer: memoryview) -> None:
             elif isinstance(below, Image) and below.backing is not None:
                 pending.append((below, extent.offset, part))
             else:
-                _read_last(below, extent.offset, part)
+                # The last layer need not be mapped, and may have a shorter way.
+                read_padded(below, extent.offset, part)
 
 
-def _read_last(layer: Node, offset: int, buffer: memoryview) -> None:
-    """Read from the last layer, which may end before: it need not be mapped, and may have a shorter way."""
+def read_padded(layer: Node, offset: int, buffer: memoryview) -> None:
+    """Fill a buffer from a layer, and with zeros behind its end."""
     inside = min(len(buffer), max(0, layer.size - offset))
     if inside:
         layer.read_into(offset, buffer[:inside])

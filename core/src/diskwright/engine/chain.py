@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, distinct, tabulate
+from ..extent import NO_OFFSET, Extent, ExtentTable, Flag, Kind, distinct, merged, row_starts, tabulate
 from ..node import Image, Node, read_extent
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ def _overlay(upper: ExtentTable, lower: ExtentTable, lower_size: int) -> ExtentT
 
     :param lower_size: where the lower layer ends, bytes: behind that, the upper one may have space for the zeros.
     """
-    import numpy as np
-
-    offsets = distinct(np.concatenate((upper.rows["offset"], lower.rows["offset"])))
+    offsets = row_starts(upper, lower)
     rows, below = upper.rows[upper.rows_at(offsets)], lower.rows[lower.rows_at(offsets)]
     absent = rows["kind"] == Kind.ABSENT
     below["node"] += len(upper.nodes)
@@ -122,8 +120,7 @@ def _with_holes(table: ExtentTable) -> ExtentTable:
     """The table with sparse data cut up into data and holes, as the nodes that hold the data know them."""
     import numpy as np
 
-    stored = (table.rows["kind"] == Kind.DATA) | (table.rows["kind"] == Kind.ENCODED)
-    sparse = stored & (table.rows["flags"] & Flag.SPARSE != 0) & (table.rows["node_offset"] != NO_OFFSET)
+    sparse = table.stored & (table.rows["flags"] & Flag.SPARSE != 0) & (table.rows["node_offset"] != NO_OFFSET)
     parts = [table.rows[~sparse]]
     for index in distinct(table.rows["node"][sparse]).tolist():
         node, rows = table.nodes[index], table.rows[sparse & (table.rows["node"] == index)]
@@ -157,12 +154,8 @@ def _cut_at_holes(rows: Column, node: Node) -> Column:
 
 def _spans(starts: Column, ends: Column) -> list[tuple[int, int]]:
     """Ranges that hold all of some sorted ones; those near each other share a range with what is between them."""
-    import numpy as np
-
-    apart = np.flatnonzero(starts[1:] - ends[:-1] > FAR)
-    first = np.concatenate(([0], apart + 1))
-    last = np.concatenate((apart, [len(starts) - 1]))
-    return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
+    begins, stops = merged(starts, ends, FAR + 1)
+    return list(zip(begins.tolist(), stops.tolist(), strict=True))
 
 
 def side_by_side(*maps: Iterator[ExtentTable]) -> Iterator[tuple[ExtentTable, ...]]:
@@ -180,8 +173,7 @@ def data_ranges(sources: Sequence[Image]) -> Iterator[tuple[int, int]]:
     base = 0
     for source in sources:
         for table in resolve(source):
-            kinds = table.rows["kind"]
-            rows = table.rows[(kinds == Kind.DATA) | (kinds == Kind.ENCODED)]
+            rows = table.rows[table.stored]
             yield from zip((rows["offset"] + base).tolist(), rows["length"].tolist(), strict=True)
         base += source.size
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ImageError, NodeIOError
-from ..extent import ExtentTable, Kind
+from ..extent import ExtentTable, merged
 from ..node import Image
 from .chain import layers, read_range, resolve
 from .copy import Progress, no_progress
@@ -20,7 +20,7 @@ from .pool import Workers, worker_count
 from .zeros import nonzero_blocks
 
 if TYPE_CHECKING:
-    from ..extent import Column
+    pass
 
 CHUNK = 1 << 20
 """Bytes read at a time, a multiple of :data:`BLOCK`; each thread has one buffer of this length."""
@@ -145,24 +145,10 @@ def _whole_chunks(table: ExtentTable) -> Iterator[ExtentTable]:
 
 def _busy(table: ExtentTable) -> list[tuple[int, int]]:
     """The first and last chunks of runs of chunks that a map has data in."""
-    import numpy as np
-
-    rows = table.rows[_data(table)]
-    if not len(rows):
-        return []
-    firsts = rows["offset"] // CHUNK
-    lasts = (rows["offset"] + rows["length"] - 1) // CHUNK
-    apart = np.flatnonzero(firsts[1:] > lasts[:-1])
-    begins = firsts[np.concatenate(([0], apart + 1))].tolist()
-    ends = lasts[np.concatenate((apart, [len(rows) - 1]))].tolist()
-    return list(zip(begins, ends, strict=True))
+    rows = table.rows[table.stored]
+    firsts, lasts = merged(rows["offset"] // CHUNK, (rows["offset"] + rows["length"] - 1) // CHUNK)
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
 def _has_data(tables: list[ExtentTable]) -> bool:
-    return any(_data(table).any() for table in tables)
-
-
-def _data(table: ExtentTable) -> Column:
-    kinds = table.rows["kind"]
-    found: Column = (kinds == Kind.DATA) | (kinds == Kind.ENCODED)
-    return found
+    return any(table.stored.any() for table in tables)

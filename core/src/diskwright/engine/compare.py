@@ -13,7 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from ..errors import ImageError, reason_of
-from ..extent import Extent, ExtentTable, Kind, distinct, tabulate
+from ..extent import Extent, ExtentTable, Kind, merged, row_starts, tabulate
 from ..node import SECTOR, Image
 from .chain import layers, read_range, resolve, side_by_side
 from .mapping import State, states
@@ -237,7 +237,7 @@ def _spans(left: ExtentTable, right: ExtentTable, *, strict: bool) -> tuple[list
     """
     import numpy as np
 
-    offsets = distinct(np.concatenate((left.rows["offset"], right.rows["offset"])))
+    offsets = row_starts(left, right)
     ends = np.append(offsets[1:], left.end)
     first, second = (states(table)[table.rows_at(offsets)] for table in (left, right))
     mismatch = None
@@ -246,13 +246,8 @@ def _spans(left: ExtentTable, right: ExtentTable, *, strict: bool) -> tuple[list
         mismatch = int(offsets[index])
         offsets, ends, first, second = offsets[:index], ends[:index], first[:index], second[:index]
     busy = first & second & State.ZERO == 0
-    starts, ends = offsets[busy], ends[busy]
-    if not len(starts):
-        return [], mismatch
-    apart = np.flatnonzero(starts[1:] - ends[:-1] >= NEAR)
-    begins = starts[np.concatenate(([0], apart + 1))].tolist()
-    stops = ends[np.concatenate((apart, [len(ends) - 1]))].tolist()
-    return list(zip(begins, stops, strict=True)), mismatch
+    begins, stops = merged(offsets[busy], ends[busy], NEAR)
+    return list(zip(begins.tolist(), stops.tolist(), strict=True)), mismatch
 
 
 def _first_difference(left: bytes | bytearray, right: bytes | bytearray, start: int, length: int) -> int:

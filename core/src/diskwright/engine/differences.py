@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..extent import Kind, distinct, run_edges, runs_of
+from ..extent import Kind, merged, row_starts, run_edges, runs_of
 from ..node import Image
 from .chain import resolve, side_by_side
 from .ranges import Range
@@ -58,27 +58,21 @@ def suspects(top: Image, new: Image | None, depth_limit: int | None, block: int)
     maps = [resolve(top, depth_limit=depth_limit)]
     if new is not None and depth_limit is None:
         maps.append(resolve(new, 0, top.size))
-    for tables in side_by_side(*maps):
-        offsets = distinct(np.concatenate([table.rows["offset"] for table in tables]))
-        old = tables[0].rows_at(offsets)
-        old_kinds = tables[0].rows["kind"][old]
-        suspect = _is_data(old_kinds)
+    for old, *others in side_by_side(*maps):
+        offsets = row_starts(old, *others)
+        place = old.rows_at(offsets)
+        kinds, depths = old.rows["kind"][place], old.rows["depth"][place]
+        suspect = old.stored[place]
         if depth_limit:
-            suspect |= old_kinds == Kind.ZERO
-        for table in tables[1:]:
-            suspect |= _is_data(table.rows["kind"][table.rows_at(offsets)])
-        suspect &= (tables[0].rows["depth"][old] > 0) | (old_kinds == Kind.ABSENT)
-        if suspect.any():
-            firsts, lasts = run_edges(suspect)
-            ranges = _in_blocks(offsets[firsts], np.append(offsets, tables[0].end)[lasts], block, done, top.size)
-            if len(ranges.starts):
-                yield ranges
-                done = ranges.end
-
-
-def _is_data(kinds: Column) -> Column:
-    found: Column = (kinds == Kind.DATA) | (kinds == Kind.ENCODED)
-    return found
+            suspect |= kinds == Kind.ZERO
+        for table in others:
+            suspect |= table.stored[table.rows_at(offsets)]
+        suspect &= (depths > 0) | (kinds == Kind.ABSENT)
+        firsts, ends = run_edges(suspect)
+        ranges = _in_blocks(offsets[firsts], np.append(offsets, old.end)[ends], block, done, top.size)
+        if len(ranges.starts):
+            yield ranges
+            done = ranges.end
 
 
 def _in_blocks(starts: Column, ends: Column, block: int, done: int, size: int) -> Ranges:
@@ -87,11 +81,7 @@ def _in_blocks(starts: Column, ends: Column, block: int, done: int, size: int) -
 
     starts, ends = np.maximum(starts // block * block, done), np.minimum(-(-ends // block) * block, size)
     left = starts < ends
-    starts, ends = starts[left], ends[left]
-    if len(starts):
-        breaks = np.flatnonzero(starts[1:] > ends[:-1])
-        starts, ends = starts[np.append(0, breaks + 1)], ends[np.append(breaks, -1)]
-    return Ranges(starts, ends)
+    return Ranges(*merged(starts[left], ends[left]))
 
 
 def windows(ranges: Iterable[Ranges], step: int) -> Iterator[Ranges]:
@@ -117,21 +107,22 @@ def windows(ranges: Iterable[Ranges], step: int) -> Iterator[Ranges]:
                 position = int(starts[stop])
 
 
-def differing_runs(old: memoryview, new: memoryview, block: int, wanted: Ranges) -> tuple[list[Range], list[Range]]:
+def differing_runs(
+    old: memoryview, new: memoryview | None, block: int, wanted: Ranges
+) -> tuple[list[Range], list[Range]]:
     """Where a part of the disk differs from the new backing file, in whole blocks.
 
-    :param new: what the new backing file has there.
+    :param new: what the new backing file has there; ``None`` for zeros.
     :param wanted: which ranges to look at, in whole blocks; the part goes from the first to the last.
     :returns: ranges, relative to the part, where the disk has data, and where it has zeros.
     """
     import numpy as np
 
     data = nonzero_blocks(old, block)
-    differing = _unequal_blocks(old, new, block)
     borders = np.zeros(len(data) + 1, np.int8)
     borders[(wanted.starts - wanted.start) // block] = 1
     borders[-(-(wanted.ends - wanted.start) // block)] = -1
-    differing &= borders.cumsum()[:-1] > 0
+    differing = (data if new is None else _unequal_blocks(old, new, block)) & (borders.cumsum()[:-1] > 0)
     zeros = differing & ~data
     if zeros.any():
         for first, last in _short_zeros(differing, zeros, NEAR // block):

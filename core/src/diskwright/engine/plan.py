@@ -85,8 +85,7 @@ def amount(sources: Sequence[Image], options: CopyOptions) -> int:
     total = 0
     for source in sources:
         for table in resolve(source, depth_limit=options.depth_limit):
-            kinds = table.rows["kind"]
-            total += int(table.rows["length"][(kinds == Kind.DATA) | (kinds == Kind.ENCODED)].sum())
+            total += int(table.rows["length"][table.stored].sum())
     return total
 
 

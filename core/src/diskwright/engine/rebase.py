@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import Kind
 from ..filenames import backing_filename
-from ..node import AlwaysCompressing, Compressing, Image, Node, WritableImage, write_placed
+from ..node import AlwaysCompressing, Compressing, Image, WritableImage, read_padded, write_placed
 from ..passing import unfiltered
 from ..zeroing import make_zeros
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress
 from .differences import differing_runs, suspects, windows
-from .ranges import Range
+from .ranges import Range, intersection
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -135,13 +135,18 @@ def _write_differences(
     cluster = top.cluster_size or CELL
     block = cluster if request.compress else top.subcluster_size or cluster
     step = -(-CELL // block) * block
-    buffers = memoryview(bytearray(step)), memoryview(bytearray(step))
+    # Without a layer to read from they stay as they are: zeros.
+    old_bytes, new_bytes = memoryview(bytearray(step)), memoryview(bytearray(step))
     zeroed = _Zeroed(top)
     for window in windows(suspects(top, new, depth_limit, block), step):
         start, end = window.start, window.end
         # Of the top layer itself nothing is wanted, so its own clusters that lie between need not be read.
-        old = _read(top.backing, start, buffers[0][: end - start])
-        data, zeros = differing_runs(old, _read(new, start, buffers[1][: end - start]), block, window)
+        old, below = old_bytes[: end - start], new_bytes[: end - start]
+        if top.backing is not None:
+            read_padded(top.backing, start, old)
+        if new is not None:
+            read_padded(new, start, below)
+        data, zeros = differing_runs(old, below if new is not None else None, block, window)
         zeroed.write(start, zeros)
         if request.compress:
             for first, last in data:
@@ -153,16 +158,6 @@ def _write_differences(
     progress(top.size, top.size)
 
 
-def _read(layer: Node | None, start: int, buffer: memoryview) -> memoryview:
-    """Fill a buffer from a layer, or with zeros behind its end or without one."""
-    inside = 0 if layer is None else min(len(buffer), max(0, layer.size - start))
-    if layer is not None and inside:
-        layer.read_into(start, buffer[:inside])
-    if inside < len(buffer):
-        buffer[inside:] = bytes(len(buffer) - inside)
-    return buffer
-
-
 class _Zeroed:
     """Zeros that the top layer is to have itself.
 
@@ -172,39 +167,34 @@ class _Zeroed:
 
     def __init__(self, top: WritableImage) -> None:
         self._top = top
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._ranges: list[Range] = []
 
     def write(self, base: int, ranges: list[Range]) -> None:
         """Write zeros to ranges behind ``base``, in the order of the disk."""
         for first, last in ranges:
             make_zeros(self._top, base + first, last - first, unmap=True)
-            self._starts.append(base + first)
-            self._ends.append(base + last)
-        if len(self._starts) > ZEROED_AT_ONCE:
+            self._ranges.append((base + first, base + last))
+        if len(self._ranges) > ZEROED_AT_ONCE:
             self.finish()
 
     def finish(self) -> None:
         """See to it that none of the ranges is left to the layers below."""
-        for start, end in list(self._left()):
-            self._top.write_at(start, bytes(end - start))
-        self._starts, self._ends = [], []
+        if self._ranges:
+            for start, end in list(intersection(self._ranges, self._absent())):
+                self._top.write_at(start, bytes(end - start))
+            self._ranges.clear()
 
-    def _left(self) -> Iterator[Range]:
-        """The parts of the ranges that the top layer does not have."""
+    def _absent(self) -> Iterator[Range]:
+        """What the top layer does not have where the ranges are, and around them."""
         import numpy as np
 
-        if not self._starts:
-            return
-        first, last = self._starts[0], self._ends[-1]
-        for table in resolve(self._top, first, last - first, depth_limit=1):
-            absent = table.rows[table.rows["kind"] == Kind.ABSENT]
-            starts, ends = absent["offset"], absent["offset"] + absent["length"]
-            begin = np.searchsorted(self._ends, starts, side="right")
-            end = np.searchsorted(self._starts, ends)
-            for row in np.flatnonzero(begin < end).tolist():
-                for i in range(begin[row], end[row]):
-                    yield max(self._starts[i], int(starts[row])), min(self._ends[i], int(ends[row]))
+        firsts, lasts = np.array(self._ranges).T
+        for table in resolve(self._top, int(firsts[0]), int(lasts[-1] - firsts[0]), depth_limit=1):
+            rows = table.rows[table.rows["kind"] == Kind.ABSENT]
+            starts, ends = rows["offset"], rows["offset"] + rows["length"]
+            # Of what else is absent there may be far more.
+            met = lasts.searchsorted(starts, side="right") < firsts.searchsorted(ends)
+            yield from zip(starts[met].tolist(), ends[met].tolist(), strict=True)
 
 
 def _write(top: WritableImage, start: int, old: memoryview, ranges: list[Range]) -> None:
