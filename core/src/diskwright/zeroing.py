@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from .buffers import is_zero
 from .errors import io_error
@@ -27,7 +27,7 @@ def make_zeros(node: Node, offset: int, length: int, *, unmap: bool) -> None:
     # Not isinstance with the protocol: with Python 3.11 that takes as long as writing a few zeros.
     write_zeroes = getattr(node, "write_zeroes", None)
     if write_zeroes is not None:
-        with node.lock if isinstance(node, WritableImage) else nullcontext():
+        with _alone(node):
             write_zeroes(offset, length, unmap=unmap and node.may_unmap)
     elif isinstance(node, Writable):
         write_zero_bytes(node.write_at, offset, length)
@@ -47,13 +47,14 @@ def write_zero_bytes(write: Callable[[int, memoryview], None], offset: int, leng
 
 def discard(node: Node, offset: int, length: int) -> None:
     """Let a node forget a range, if it can and may; several threads may call this at once."""
-    if not node.may_unmap:
-        return
-    if isinstance(node, WritableImage) and isinstance(node, Discarding):
-        with node.lock:
+    if node.may_unmap and isinstance(node, Discarding):
+        with _alone(node):
             node.discard(offset, length)
-    elif isinstance(node, Discarding):
-        node.discard(offset, length)
+
+
+def _alone(node: Node) -> AbstractContextManager[object]:
+    """Within, no other thread changes what an image refers to; other nodes bear several at once."""
+    return node.lock if isinstance(node, WritableImage) else nullcontext()
 
 
 def detect_zeros(node: Node, *, unmap: bool) -> None:
