@@ -25,13 +25,11 @@ class Record:
         cls._defaults = {name: getattr(cls, name) for name in cls._fields if hasattr(cls, name)}
 
     def __init__(self, *values: Any, **named: Any) -> None:
+        placed = dict(zip(self._fields, values, strict=False))
         own = self.__dict__
-        own.update(self._defaults)
-        if values:
-            own.update(zip(self._fields, values, strict=False))
+        own.update(self._defaults, **placed)
         own.update(named)
-        twice = values and named and not named.keys().isdisjoint(self._fields[: len(values)])
-        if own.keys() != set(self._fields) or len(values) > len(self._fields) or twice:
+        if len(placed) < len(values) or placed.keys() & named.keys() or own.keys() != set(self._fields):
             raise TypeError(f"{type(self).__name__} takes {', '.join(self._fields)}, not {values} and {named}")
 
     def replace(self, **changes: Any) -> Self:

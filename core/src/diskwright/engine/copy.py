@@ -123,7 +123,6 @@ class _Copy:
         if self.compressor is None:  # clusters of zeros are never compressed
             wanted = 1 << max(options.sparse_size, 1).bit_length() - 1
             self.block = max(smallest, wanted // smallest * smallest)
-        # What a buffer holds begins and ends at a multiple of this.
         self.unit = -(-PAGE // self.block) * self.block if cluster or self.compressor is None else self.cell
         # With all zeros to be written, none gives space back unless the target's options want that.
         self.unmap = options.sparse_size > 0 or target.detect_zeroes == "unmap"
@@ -217,7 +216,7 @@ class _Copy:
             self.buffers.give(buffer)
 
     def _span(self, start: int, end: int) -> Range:
-        """What of the target a buffer holds for a part of a cell: that, rounded out, but no more than the cell."""
+        """What of the target a buffer holds for a part of a cell: that in whole units, but no more than the cell."""
         cell_start = start // self.cell * self.cell
         stop = min(cell_start + self.cell, self.target.size, -(-end // self.unit) * self.unit)
         return max(cell_start, start // self.unit * self.unit), stop

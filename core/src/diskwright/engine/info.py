@@ -158,9 +158,18 @@ def describe_node(context: Context, node: Node) -> NodeInfo:
 def _describe_passing(node: Passing, children: Mapping[str, NodeInfo]) -> NodeInfo:
     """A filter says of the disk what the one below says of it."""
     below = children[node.role]
-    named = below.replace(filename=node.filename, driver=node.driver, size=node.size + -node.size % SECTOR)
-    named = named.replace(cluster_size=node.cluster_size, allocated_size=_allocated_size(node))
-    return named.replace(backing_file=None, backing_path=None, backing_format=None, specific=None, children=children)
+    return below.replace(
+        filename=node.filename,
+        driver=node.driver,
+        size=node.size + -node.size % SECTOR,
+        cluster_size=node.cluster_size,
+        allocated_size=_allocated_size(node),
+        backing_file=None,
+        backing_path=None,
+        backing_format=None,
+        specific=None,
+        children=children,
+    )
 
 
 def _describe_child(context: Context, node: Node) -> NodeInfo:
