@@ -73,13 +73,10 @@ class _Scratch(threading.local):
         """Have room for so many sectors; it is not made larger than was ever needed."""
         if count > self._sectors:
             self._sectors = count
-            self.raw = bytearray(count * SECTOR + BLOCK)
-            self.tweaks = np.empty((count, PER_SECTOR, 2), _WORD)
-            self.words = np.empty((4, count, PER_SECTOR), _WORD)
-            # In full length: numpy takes twice as long where it has to repeat short rows, or single numbers, itself.
-            self.shifts = np.empty((2, count, PER_SECTOR), _WORD)
-            self.shifts[0] = np.arange(PER_SECTOR)
-            self.shifts[1] = 64 - self.shifts[0]
+            self._make(count)
+
+    def _make(self, count: int) -> None:
+        self.raw = bytearray(count * SECTOR + BLOCK)
 
     def blocks(self, count: int) -> Words:
         """The first sectors of the work space: sector, block, word."""
@@ -88,6 +85,19 @@ class _Scratch(threading.local):
     def apply(self, context: CipherContext, count: int) -> None:
         """Encrypt or decrypt the first sectors of the work space in place."""
         context.update_into(memoryview(self.raw)[: count * SECTOR], self.raw)
+
+
+class _XtsScratch(_Scratch):
+    """The same with room for the masks of XTS, and for making them."""
+
+    def _make(self, count: int) -> None:
+        super()._make(count)
+        self.tweaks = np.empty((count, PER_SECTOR, 2), _WORD)
+        self.words = np.empty((4, count, PER_SECTOR), _WORD)
+        # In full length: numpy takes twice as long where it has to repeat short rows, or single numbers, itself.
+        self.shifts = np.empty((2, count, PER_SECTOR), _WORD)
+        self.shifts[0] = np.arange(PER_SECTOR)
+        self.shifts[1] = 64 - self.shifts[0]
 
 
 class SectorCipher(ABC):
@@ -135,6 +145,10 @@ class SectorCipher(ABC):
 
 class XtsCipher(SectorCipher):
     """XTS: each block is masked, before and after, by the sector's tweak times a power of alpha."""
+
+    def __init__(self, key: bytes, vectors: IvGenerator) -> None:
+        super().__init__(key, vectors)
+        self._scratch: _XtsScratch = _XtsScratch()
 
     def _encrypt(self, vectors: Words, source: Words, target: Words) -> None:
         self._masked(_ecb_encryptor(self._key[: len(self._key) // 2]), vectors, source, target)
