@@ -97,12 +97,12 @@ def _deflated(data: Bytes, level: int) -> bytes:
 def _is_noise(data: memoryview) -> bool:
     """Whether deflate would take its longest time over a cluster for nothing: all bytes are equally frequent, and none
     repeat each other within its small window.
+
+    :param data: more than :data:`SAMPLE` bytes.
     """
     import numpy as np
 
     step = len(data) // SAMPLE
-    if not step:
-        return False
     counts = np.bincount(np.frombuffer(data, np.uint8)[::step], minlength=256)
     number = len(data) // step
     if int(np.dot(counts, counts)) * 256 / number - number > UNEVEN:
