@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..errors import ImageError, NodeIOError
 from ..extent import ExtentTable, merged
@@ -18,9 +18,6 @@ from .copy import Progress, no_progress
 from .hashtree import BLOCK, HashTree
 from .pool import Workers, worker_count
 from .zeros import nonzero_blocks
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK = 1 << 20
 """Bytes read at a time, a multiple of :data:`BLOCK`; each thread has one buffer of this length."""

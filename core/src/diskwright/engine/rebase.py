@@ -135,18 +135,18 @@ def _write_differences(
     cluster = top.cluster_size or CELL
     block = cluster if request.compress else top.subcluster_size or cluster
     step = -(-CELL // block) * block
-    # Without a layer to read from they stay as they are: zeros.
     old_bytes, new_bytes = memoryview(bytearray(step)), memoryview(bytearray(step))
     zeroed = _Zeroed(top)
     for window in windows(suspects(top, new, depth_limit, block), step):
         start, end = window.start, window.end
         # Of the top layer itself nothing is wanted, so its own clusters that lie between need not be read.
-        old, below = old_bytes[: end - start], new_bytes[: end - start]
-        if top.backing is not None:
+        old, below = old_bytes[: end - start], None
+        if top.backing is not None:  # otherwise it stays as it is: zeros
             read_padded(top.backing, start, old)
         if new is not None:
+            below = new_bytes[: end - start]
             read_padded(new, start, below)
-        data, zeros = differing_runs(old, below if new is not None else None, block, window)
+        data, zeros = differing_runs(old, below, block, window)
         zeroed.write(start, zeros)
         if request.compress:
             for first, last in data:
