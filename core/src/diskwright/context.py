@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -43,6 +42,8 @@ class Context:
 
     def narrowed(self, policy: Policy) -> Context:
         """The same drivers and objects, under what this context and another policy allow."""
+        from copy import copy
+
         other = copy(self)
         other.gate = Gate(self.protocols, self.gate.policy.narrowed(policy))
         return other

@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import pluggy
-
 from . import discovery
 from .extent import Extent, ExtentTable
 from .facts import Bitmap, CheckResult, Description, Finding, Measurement, Snapshot
+from .light_pluggy import pluggy
 from .node import Image, Node
 from .options import Option
 from .requests import PROBE_LENGTH as PROBE_LENGTH

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pluggy
-
 from . import hookspecs
+from .light_pluggy import pluggy
 
 
 class DriverManager(pluggy.PluginManager):
