@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOption, UnsupportedOperation
 from ..options import Option, parse_options, split_option_string
+from ..record import Record
 from .copy import Progress, no_progress
 from .creation import require_format
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from ..context import Context
 
 
-@dataclass(frozen=True)
-class AmendRequest:
+class AmendRequest(Record):
     """What to change.
 
     :ivar options: option strings.

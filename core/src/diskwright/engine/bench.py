@@ -7,18 +7,17 @@ import mmap
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..errors import ImageError, UnsupportedOperation, reason_of
 from ..node import Image, WritableImage, write_placed
+from ..record import Record
 from .pool import Workers, thread_count
 
 MAX_THREADS = 1024
 """Most requests that are really on their way at a time."""
 
 
-@dataclass(frozen=True)
-class BenchRequest:
+class BenchRequest(Record):
     """What to do.
 
     :ivar count: requests, > 0.

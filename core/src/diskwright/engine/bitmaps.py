@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
 from ..facts import Bitmap
 from ..node import Image
+from ..record import Record
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -21,8 +21,7 @@ MAX_NAME = 1023
 ACTIONS = ("add", "remove", "clear", "enable", "disable", "merge")
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(Record):
     """One thing to do with a bitmap.
 
     :ivar kind: one of :data:`ACTIONS`.
@@ -33,8 +32,7 @@ class Action:
     source: str = ""
 
 
-@dataclass(frozen=True)
-class BitmapRequest:
+class BitmapRequest(Record):
     """What to do with a bitmap of an image.
 
     :ivar actions: in the order in which they are done.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, UnsupportedOperation, reason_of
 from ..facts import CheckResult
 from ..node import Image
+from ..record import Record
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -21,8 +21,7 @@ class ChecksUnsupported(UnsupportedOperation):
     exit_code = 63
 
 
-@dataclass(frozen=True)
-class CheckRequest:
+class CheckRequest(Record):
     """What to check.
 
     :ivar repair: ``leaks`` or ``all`` to repair that, ``None`` to change nothing.
@@ -35,8 +34,7 @@ class CheckRequest:
     cache: str = "writeback"
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(Record):
     """How a check ended.
 
     :ivar driver: the format of the image.
@@ -62,7 +60,7 @@ def check_file(context: Context, request: CheckRequest, repaired: Callable[[Chec
     if not first.leaks_fixed and not first.corruptions_fixed:
         return Checked(driver, first)
     repaired(first)
-    with _opened(context, replace(request, format=driver), writable=False) as image:
+    with _opened(context, request.replace(format=driver), writable=False) as image:
         second = check(context, image)
     second.leaks_fixed, second.corruptions_fixed = first.leaks_fixed, first.corruptions_fixed
     return Checked(driver, second)

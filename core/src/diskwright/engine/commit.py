@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from ..errors import ImageError, NodeIOError, UnsupportedOperation
 from ..filenames import protocol_prefix
 from ..node import Image, Node, WritableImage
 from ..passing import unfiltered
+from ..record import Record
 from .chain import layers
 from .copy import CopyOptions, Progress, copy, no_progress
 from .resize import set_size
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from ..context import Context
 
 
-@dataclass(frozen=True)
-class CommitRequest:
+class CommitRequest(Record):
     """What to commit.
 
     :ivar filename: the top layer.

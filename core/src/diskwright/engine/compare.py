@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from ..errors import ImageError, reason_of
 from ..extent import Extent, ExtentTable, Kind, merged, row_starts, tabulate
 from ..node import SECTOR, Image
+from ..record import Record
 from .chain import layers, read_range, resolve, side_by_side
 from .mapping import State, states
 from .pool import Workers, worker_count
@@ -48,8 +48,7 @@ class Difference(Enum):
     SIZE = "size"
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Record):
     """The result; true if the disks are the same.
 
     :ivar difference: the first difference in guest order, ``None`` if there is none.

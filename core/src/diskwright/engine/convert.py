@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation, reason_of
@@ -12,6 +11,7 @@ from ..facts import Bitmap
 from ..filenames import parse_filename
 from ..node import Appending, Compressing, Image, Node
 from ..options import parse_options
+from ..record import Record
 from .bitmaps import copy_bitmap, to_copy
 from .chain import data_ranges
 from .copy import CopyOptions, Progress, copy, no_progress
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from ..context import Context
 
 
-@dataclass(frozen=True)
-class ConvertRequest:
+class ConvertRequest(Record):
     """What to convert into what.
 
     :ivar sources: file names; their disks follow each other in the target.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import TypeAlias
@@ -22,6 +21,7 @@ from typing import TypeAlias
 from ..errors import ImageError, UnsupportedOperation
 from ..extent import Kind
 from ..node import SECTOR, AlwaysCompressing, Compressing, Image, WritableImage
+from ..record import Record
 from ..tracing import COPY_BEGIN, COPY_CELL, COPY_OFFLOAD, COPY_ZEROS
 from ..waiting import pause
 from ..zeroing import make_zeros
@@ -60,8 +60,7 @@ def is_due(progress: Progress) -> bool:
     return progress is not no_progress and getattr(progress, "due", True)
 
 
-@dataclass(frozen=True)
-class CopyOptions:
+class CopyOptions(Record):
     """How to copy.
 
     :ivar compress: write compressed clusters.

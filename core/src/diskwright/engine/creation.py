@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidOption, LockConflict, UnknownFormat, UnsupportedOperation
@@ -14,6 +13,7 @@ from ..hookspecs import CreatedNode, CreateOptions
 from ..known import READ_ONLY_FORMATS
 from ..node import SECTOR, Image, Node, Truncatable, all_nodes
 from ..options import Option, formatting_line, merge_declared
+from ..record import Record
 from ..registry import PACKAGES
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ def declared_options(context: Context, format: str, filename: str) -> list[Optio
     return merge_declared(*groups)
 
 
-@dataclass(frozen=True)
-class CreateRequest:
+class CreateRequest(Record):
     """What to create.
 
     :ivar size: virtual size, bytes; ``None``: that of the backing file.
@@ -200,7 +199,7 @@ def create(context: Context, request: CreateRequest, announce: Callable[[str], N
     :param announce: called with the ``Formatting`` line right before anything is created.
     :raises ImageError: it cannot be done; nothing has been changed.
     """
-    request = replace(request, format=context.formats.proper_name(request.format))
+    request = request.replace(format=context.formats.proper_name(request.format))
     declared = declared_options(context, request.format, request.filename)
     values = backing_values(request, declared)
     size = request.size

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError
 from ..extent import ExtentTable
 from ..node import Image
+from ..record import Record
 from .chain import resolve
 from .copy import CopyOptions, Progress, copy, no_progress
 from .creation import Creation, require_format
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 512
 
 
-@dataclass(frozen=True)
-class DdRequest:
+class DdRequest(Record):
     """What to copy where.
 
     :ivar block_size: bytes, > 0.

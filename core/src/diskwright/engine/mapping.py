@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..extent import NO_OFFSET, ExtentTable, Flag, Kind
 from ..node import SECTOR, Image
+from ..record import Record
 from .chain import layers, resolve
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class State(IntFlag):
     """it has an offset in a file"""
 
 
-@dataclass(frozen=True, slots=True)
-class MapTable:
+class MapTable(Record):
     """Rows of a map in order, in bulk.
 
     :ivar rows: structured array with ``start``, ``length``, ``offset`` (:data:`NO_OFFSET` without one), ``file``,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidOption, UnsupportedOperation
 from ..facts import Measurement
 from ..node import Image
 from ..options import InvalidChoice, parse_options
+from ..record import Record
 from .chain import data_ranges
 from .creation import declared_options
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from ..context import Context
 
 
-@dataclass(frozen=True)
-class MeasureRequest:
+class MeasureRequest(Record):
     """What to measure.
 
     :ivar format: format of the image that would be created.

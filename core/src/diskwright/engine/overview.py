@@ -6,12 +6,12 @@ However many extents a map has, the result has the size that was asked for; the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidOption
 from ..node import SECTOR, Image
+from ..record import Record
 from .chain import layers
 from .mapping import MapTable, State, map_image
 
@@ -37,8 +37,7 @@ class Content(IntEnum):
     """in no layer, and therefore zeros"""
 
 
-@dataclass(frozen=True)
-class Overview:
+class Overview(Record):
     """A range of a disk in cells.
 
     :ivar start: guest offset of the first cell, bytes.

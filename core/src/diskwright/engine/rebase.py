@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnknownFormat
@@ -11,6 +10,7 @@ from ..extent import Kind
 from ..filenames import backing_filename
 from ..node import AlwaysCompressing, Compressing, Image, WritableImage, read_padded, write_placed
 from ..passing import unfiltered
+from ..record import Record
 from ..zeroing import make_zeros
 from .chain import layers, resolve
 from .copy import CELL, Progress, no_progress
@@ -24,8 +24,7 @@ ZEROED_AT_ONCE = 4096
 """Ranges of zeros written before the image is mapped again."""
 
 
-@dataclass(frozen=True)
-class RebaseRequest:
+class RebaseRequest(Record):
     """What to rebase onto what.
 
     :ivar backing_file: name of the new backing file, relative to the image; empty for none.

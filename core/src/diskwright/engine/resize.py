@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, UnsupportedOperation
 from ..node import SECTOR, Image
 from ..options import PREALLOCATION_MODES
 from ..passing import Passing, unfiltered
+from ..record import Record
 from ..sizes import MAX_INT64
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ class ShrinkRefused(ImageError):
     """The new size is smaller and nobody said that data may be cut off."""
 
 
-@dataclass(frozen=True)
-class ResizeRequest:
+class ResizeRequest(Record):
     """What size to give to an image.
 
     :ivar size: bytes.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ..hookspecs import GuestRange
 from ..node import SECTOR, Appending, Image
+from ..record import Record
 from ..waiting import pause
 from .copy import CELL, ZERO_CELLS, Progress
 from .plan import Piece, pieces_between, plan
@@ -17,8 +17,7 @@ from .reading import Salvage, failing, failing_map, read_piece
 from .zeros import nonzero_runs
 
 
-@dataclass(frozen=True)
-class StreamOptions:
+class StreamOptions(Record):
     """How to write a stream.
 
     :ivar sparse_size: bytes; runs of zeros at least this long need not be written where there can be holes; 0: all are.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidOption
 from ..options import parse_bool
+from ..record import Record
 from ..sizes import MAX_INT64, parse_integer
 
 JSON_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -21,8 +21,7 @@ JSON_TYPES: Mapping[str, tuple[type, ...]] = {
 MAX_INT32 = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(Record):
     """One value of a definition.
 
     :ivar shown: its type as help shows it.

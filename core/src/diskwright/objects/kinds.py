@@ -7,11 +7,11 @@ says of the others, was seen with version 10.0.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeAlias
 
 from ..errors import InvalidOption
+from ..record import Record
 from . import throttle_options
 from .fields import Field, integers
 
@@ -19,8 +19,7 @@ Lookup: TypeAlias = Callable[[str], bytes]
 """Gives the content of a secret."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(Record):
     """A type of objects.
 
     :ivar fields: what a definition may hold besides type and id.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidOption, reason_of
 from ..options import parse_bool
+from ..record import Record
 
 if TYPE_CHECKING:
     import ssl
@@ -24,8 +24,7 @@ DEFAULT_USER = "qemu"
 Lookup = Callable[[str], bytes]
 
 
-@dataclass(frozen=True)
-class Credentials:
+class Credentials(Record):
     """What all kinds have in common.
 
     :ivar server: whether they are for whoever is connected to.
@@ -38,7 +37,6 @@ class Credentials:
     priority: str | None
 
 
-@dataclass(frozen=True)
 class SharedKey(Credentials):
     """A key that both sides have.
 
@@ -54,7 +52,6 @@ class SharedKey(Credentials):
         return f"SharedKey({self.username!r}, ...)"
 
 
-@dataclass(frozen=True)
 class Certificates(Credentials):
     """Certificates in files.
 

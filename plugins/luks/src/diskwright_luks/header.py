@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidImage, UnsupportedFeature
 from diskwright.node import SECTOR
+from diskwright.record import Record
 
 from .algorithms import HASHES, IV_GENERATORS, MODES, cipher_option
 from .layout import (
@@ -24,8 +24,7 @@ from .layout import (
 )
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(Record):
     """A keyslot: a copy of the volume's key, split and encrypted with a passphrase.
 
     :ivar iterations: of PBKDF2; 0 if not active.
@@ -54,8 +53,7 @@ class Slot:
         return Slot(active=False, iterations=0, salt=bytes(SALT_SIZE), sector=self.sector)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Record):
     """A header that follows the specification.
 
     :ivar cipher: family name, e.g. ``aes``.

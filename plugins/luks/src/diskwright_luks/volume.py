@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from diskwright.bounded import BoundedReader
 from diskwright.errors import ImageError, InvalidImage, InvalidOption, UnsupportedOperation
 from diskwright.node import SECTOR, Writable
+from diskwright.record import Record
 
 from .algorithms import CIPHERS, HASHES, IV_GENERATORS, MODES, require_cipher, require_hash
 from .ciphers import SectorCipher, sector_cipher
@@ -103,7 +103,7 @@ class Volume:
         slots[index] = slot
         self._write(SLOT_TABLE + index * KEY_SLOT.sizeof(), slot.build())
         self._reader.node.flush()
-        self.header = replace(self.header, slots=tuple(slots))
+        self.header = self.header.replace(slots=tuple(slots))
 
     def _write(self, offset: int, data: bytes) -> None:
         node = self._reader.node
@@ -186,8 +186,7 @@ def _new_slot(header: Header, sector: int, key: bytes, passphrase: bytes, millis
     return slot, bytes(material)
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(Record):
     """What a new volume is to be like.
 
     :ivar cipher: e.g. ``aes-256``.
@@ -280,11 +279,11 @@ def format_volume(parameters: Parameters, passphrase: bytes) -> bytes:
         digest_salt=os.urandom(SALT_SIZE),
         digest_iterations=1,
         uuid=str(uuid.uuid4()),
-        slots=tuple(replace(empty, sector=sector) for sector in sectors),
+        slots=tuple(empty.replace(sector=sector) for sector in sectors),
     )
     iterations = iterations_for(header.hash, DIGEST_SIZE, parameters.milliseconds, share=_DIGEST_SHARE)
-    header = replace(header, digest_iterations=iterations)
+    header = header.replace(digest_iterations=iterations)
     slot, material = _new_slot(header, sectors[0], key, passphrase, parameters.milliseconds)
-    header = replace(header, digest=_digest(header, key), slots=(slot, *header.slots[1:]))
+    header = header.replace(digest=_digest(header, key), slots=(slot, *header.slots[1:]))
     start = header.build().ljust(KEY_MATERIAL_SECTOR * SECTOR, b"\0")
     return start + material

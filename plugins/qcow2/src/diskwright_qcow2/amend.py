@@ -7,13 +7,13 @@ a downgrade to version 2 comes last, when nothing that version 2 cannot say is l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diskwright.errors import InvalidOption
 from diskwright.extent import distinct
+from diskwright.record import Record
 
 from . import layout
 from .check_references import StoredRefcounts
@@ -35,8 +35,7 @@ _VERSIONS = {"0.10": 2, "v2": 2, "1.1": 3, "v3": 3}
 _V3_NEEDED = "compatibility level 1.1 and above (use compat=1.1 or greater)"
 
 
-@dataclass(frozen=True)
-class Amendment:
+class Amendment(Record):
     """What an image is to become.
 
     :ivar header: its header, but for the places of tables, before any downgrade.

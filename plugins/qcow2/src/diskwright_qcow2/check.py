@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from diskwright.errors import InvalidImage
 from diskwright.facts import CheckResult
+from diskwright.record import Record
 
 from . import layout
 from .check_blocks import BlockCheck
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from .snapshots import SnapshotEntry
 
 
-@dataclass(frozen=True)
-class Examination:
+class Examination(Record):
     """What a check found, with what a repair needs to know.
 
     :ivar result: the findings up to those of the refcounts, which :attr:`comparison` and :attr:`tables` have.

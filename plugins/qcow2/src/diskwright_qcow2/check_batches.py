@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from diskwright.record import Record
 
 from . import layout
 from .refcount import Column
@@ -21,8 +22,7 @@ BATCH_BYTES = 1 << 20
 _OFFSET_MASK = np.uint64(layout.OFFSET_MASK)
 
 
-@dataclass
-class L1Use:
+class L1Use(Record):
     """The L2 tables that L1 tables refer to.
 
     :ivar offsets: host offset of each table, once, in ascending order.
@@ -50,8 +50,7 @@ class L1Use:
         return cls(offsets, uses, active)
 
 
-@dataclass
-class Batch:
+class Batch(Record):
     """L2 entries of several tables, one behind the other.
 
     :ivar offsets: host offset of each table.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from diskwright.bounded import BoundedReader
 from diskwright.errors import InvalidOption
 from diskwright.hookspecs import CreateOptions, OpenOptions
 from diskwright.node import Node, Truncatable, Writable
+from diskwright.record import Record
 
 from . import layout
 from .allocate import ClusterAllocator, Run
@@ -34,8 +34,7 @@ _V3_NEEDED = "compatibility level 1.1 and above (use version=v3 or greater)"
 _SMALLEST_EXTENDED_CLUSTER = layout.SUBCLUSTERS * layout.MIN_SUBCLUSTER_SIZE
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Record):
     """Creation options after all rules have been applied.
 
     :ivar preallocation: ``off``, ``metadata``, ``falloc`` or ``full``.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from diskwright.errors import InvalidOption
 from diskwright.node import SECTOR
 from diskwright.options import parse_bool, parse_number
+from diskwright.record import Record
 
 from .plugin import INJECT_KEYS, STATE_KEYS
 
@@ -47,8 +47,7 @@ _GROUP = re.compile(r'\s*\[([^\s"\]]+)(?:\s+"[^"]*")?\]')
 _SETTING = re.compile(r'\s*(\S+)(?:\s*=\s*"([^"]*)")?')
 
 
-@dataclass(frozen=True)
-class Injection:
+class Injection(Record):
     """Requests fail after an event.
 
     :ivar state: in which state only, 0 for any.
@@ -70,8 +69,7 @@ class Injection:
         return kind in self.types and (self.offset == ANYWHERE or offset <= self.offset < offset + length)
 
 
-@dataclass(frozen=True)
-class Transition:
+class Transition(Record):
     """An event sets the state."""
 
     event: str
