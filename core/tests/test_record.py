@@ -43,6 +43,14 @@ def test_equal_if_class_and_fields_are() -> None:
     assert len({Point(1), Point(1, 2), Point(2)}) == 2
 
 
+def test_fields_are_not_to_be_changed() -> None:
+    point = Point(1)
+    for change in (lambda: setattr(point, "x", 2), lambda: setattr(point, "z", 2), lambda: delattr(point, "x")):
+        with pytest.raises(AttributeError, match=r"^Point\.[xz] cannot be "):
+            change()
+    assert point == Point(1)
+
+
 def test_replacing_makes_another_one() -> None:
     first = Point(1)
     assert first.replace(y=7) == Point(1, 7)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 
 @dataclass_transform(frozen_default=True)
 class Record:
-    """Base of classes whose annotations are their fields, as with a dataclass; values are not to be changed.
+    """Base of classes whose annotations are their fields, as with a frozen dataclass.
 
     Records are equal if they are of the same class and their fields are equal.
     """
@@ -31,6 +31,12 @@ class Record:
         own.update(named)
         if len(placed) < len(values) or placed.keys() & named.keys() or own.keys() != set(self._fields):
             raise TypeError(f"{type(self).__name__} takes {', '.join(self._fields)}, not {values} and {named}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be changed, only replaced")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__}.{name} cannot be removed")
 
     def replace(self, **changes: Any) -> Self:
         """The same with some fields changed."""
