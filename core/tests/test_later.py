@@ -7,9 +7,9 @@ PROGRAM = """
 import sys
 from diskwright.later import load_later
 
-for name in ("textwrap", "xml.dom", "colorsys"):
+for name in ("textwrap", "xml.dom", "colorsys", "wsgiref", "wsgiref.headers"):
     sys.modules.pop(name, None)
-load_later("textwrap", "xml.dom", "colorsys", "no_such_module")
+load_later("textwrap", "xml.dom", "colorsys", "wsgiref", "no_such_module")
 {}
 """
 
@@ -17,6 +17,8 @@ IMPORTS = {
     "the module": "import textwrap; assert textwrap.dedent('  a') == 'a'; textwrap.shorten('a b', 5)",
     "a name": "from textwrap import dedent; assert dedent('  a') == 'a'; import textwrap; assert textwrap.__file__",
     "part of a package": "from xml import dom; assert dom.Node.TEXT_NODE == 3; import xml.dom; assert xml.dom.__path__",
+    "part of what waits": "import wsgiref.headers; assert wsgiref.headers.Headers",
+    "part of what waits by name": "from wsgiref import headers; assert headers.Headers",
     "not used": "import textwrap; assert 're' in sys.modules; assert not hasattr(textwrap, '__file__')",
     "unknown name": """
 try:

@@ -12,7 +12,8 @@ class _StandIn(ModuleType):
     """What an import finds until the module is needed; unlike what importlib has for this, also by ``import NAME``."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # the import system asks for these, of modules that nobody uses
+        # The import system asks for these, of modules that nobody uses; for a package's path, to import a part of it.
+        if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
