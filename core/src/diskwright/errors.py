@@ -86,11 +86,11 @@ class NodeIOError(ImageError, OSError):
         return str(self.args[0])
 
 
-def reason_of(error: OSError) -> str:
-    """The system's own words for an error, e.g. ``No space left on device``."""
+def reason_of(error: Exception) -> str:
+    """What went wrong, in the system's own words if it said so, e.g. ``No space left on device``."""
     if isinstance(error, NodeIOError):
         return error.reason
-    return os.strerror(error.errno) if error.errno else str(error)
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 def io_error(action: str, number: int) -> NodeIOError:

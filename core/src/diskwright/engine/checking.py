@@ -91,8 +91,7 @@ def check(context: Context, image: Image, repair: str | None = None) -> CheckRes
     except UnsupportedOperation as error:
         raise ChecksUnsupported(str(error)) from error
     except (ImageError, OSError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        raise ImageError(f"Check failed: {reason}") from error
+        raise ImageError(f"Check failed: {reason_of(error)}") from error
     return result
 
 

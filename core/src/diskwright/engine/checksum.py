@@ -10,13 +10,13 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ..errors import ImageError, NodeIOError
 from ..extent import ExtentTable, merged
 from ..node import Image
 from .chain import layers, read_range, resolve
 from .copy import Progress, no_progress
 from .hashtree import BLOCK, HashTree
 from .pool import Workers, worker_count
+from .reading import failing, failing_map
 from .zeros import nonzero_blocks
 
 CHUNK = 1 << 20
@@ -68,21 +68,15 @@ class _Checksum:
     def _work(self) -> None:
         buffer = memoryview(bytearray(CHUNK))
         while (chunk := self._take()) is not None:
-            try:
+            with failing("reading", chunk.start):
                 digests = self._digests(chunk, buffer)
-            except OSError as error:
-                raise NodeIOError(f"error while reading at byte {chunk.start}", error) from error
-            except ImageError as error:
-                raise error.in_context(f"error while reading at byte {chunk.start}") from error
             self._enter(chunk, digests)
 
     def _take(self) -> Chunk | None:
         with self.lock:
             self.workers.check()
-            try:
+            with failing_map():
                 return next(self.chunks, None)
-            except OSError as error:
-                raise ImageError(f"error while reading block status: {NodeIOError('', error)}") from error
 
     def _digests(self, chunk: Chunk, buffer: memoryview) -> list[bytes | None]:
         """The digests of the blocks of a chunk, ``None`` for zeros."""

@@ -198,7 +198,7 @@ class _Pass:
         try:
             yield from resolve(image, start, end - start)
         except (ImageError, OSError) as error:
-            raise MapFailed(f"Sector allocation test failed for {image.filename}: {_reason(error)}") from error
+            raise MapFailed(f"Sector allocation test failed for {image.filename}: {reason_of(error)}") from error
 
     def _compare(self, piece: _Piece, buffers: tuple[bytearray, bytearray]) -> _Found | ImageError | None:
         length = piece.end - piece.start
@@ -213,7 +213,7 @@ class _Pass:
                 read_range(chain, part, memoryview(buffer)[:length])
             except (ImageError, OSError) as error:
                 name = image.filename if image else ""
-                return ReadFailed(f"Error while reading offset {piece.start} of {name}: {_reason(error)}")
+                return ReadFailed(f"Error while reading offset {piece.start} of {name}: {reason_of(error)}")
             read.append(buffer)
         left, right = read
         # Whole buffers are compared in place, the shorter last one is copied.
@@ -223,10 +223,6 @@ class _Pass:
 
 
 _ZEROS = bytes(CHUNK)
-
-
-def _reason(error: ImageError | OSError) -> str:
-    return reason_of(error) if isinstance(error, OSError) else str(error)
 
 
 def _spans(left: ExtentTable, right: ExtentTable, *, strict: bool) -> tuple[list[tuple[int, int]], int | None]:
