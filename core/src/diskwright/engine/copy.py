@@ -34,6 +34,8 @@ from .reading import Salvage, failing, failing_map, read_piece
 from .writing import Buffers, Filled, Writer
 from .zeros import nonzero_runs
 
+BUFFERS = 3
+"""One is read into, one is written, one waits; more would only fall out of the processor's cache."""
 CELL = 2 << 20
 """Bytes; larger ones fall out of the processor's cache, smaller ones cost more calls."""
 PAGE = 4096
@@ -65,7 +67,7 @@ class CopyOptions(Record):
 
     :ivar compress: write compressed clusters.
     :ivar sparse_size: bytes; runs of zeros at least this long are not written as data; 0: all are.
-    :ivar parallel: most threads to work with.
+    :ivar parallel: most threads that read, decode and compress; one more may write what they have read.
     :ivar out_of_order: let each thread allocate when it can, instead of in guest order.
     :ivar target_is_zero: the target reads as zeros wherever nothing is written.
     :ivar depth_limit: how many layers of each source are copied, ``None`` for all; what only lower layers have is left
@@ -103,7 +105,15 @@ def copy(sources: Sequence[Image], target: Image, options: CopyOptions, progress
 
 
 class _Copy:
-    """One run of the engine: the state that its workers share."""
+    """One run of the engine: the state that its workers share.
+
+    :ivar cell: bytes of the target that are copied at once, whole clusters.
+    :ivar block: the smallest run of zeros that is not written as data, bytes. Of a target with clusters it is whole
+        ones, so zeros and data never share a cluster: a new one is not to be touched before it is linked.
+    :ivar unit: what a buffer begins and ends at, bytes: whole blocks, and pages.
+    :ivar explicit: whether zeros have to be written, as the target would show something else there.
+    :ivar unmap: whether zeros may give space back.
+    """
 
     def __init__(
         self, sources: Sequence[Image], target: WritableImage, options: CopyOptions, progress: Progress
@@ -131,7 +141,7 @@ class _Copy:
         self.tasks_lock = threading.Lock()
         self.workers = Workers(worker_count(options.parallel))
         self.turnstile = Turnstile(self.workers, ordered=not options.out_of_order)
-        self.buffers = Buffers(self.workers, self.cell, self.workers.count + 1)
+        self.buffers = Buffers(self.workers, self.cell, BUFFERS)
         self.writer = Writer(target, self.workers, self.buffers)
         self.all_hands = False
         self.all_hands_lock = threading.Lock()
@@ -150,11 +160,7 @@ class _Copy:
         if is_due(self.progress):
             _ = self.amount
         COPY_BEGIN(self.target.filename, self.cell, self.workers.count)
-        if self.compressor is not None or self.options.offload:
-            self._call_all_hands()
-        elif self.workers.count > 1:
-            self.workers.add(self.writer.loop)
-        self.workers.run(self._work, helpers=0)
+        self.workers.run(self._lead, helpers=0)
         self.writer.finish()
         if is_due(self.progress):
             self.progress(self.amount, self.amount)
@@ -164,7 +170,15 @@ class _Copy:
         with self.all_hands_lock:
             called, self.all_hands = self.all_hands, True
         if not called:
+            self.buffers.allow(self.workers.count + 1)
             self.workers.add(self._work, self.workers.count - 1)
+
+    def _lead(self) -> None:
+        if self.compressor is not None or self.options.offload:
+            self._call_all_hands()
+        elif self.workers.count > 1:
+            self.workers.add(self.writer.loop)
+        self._work()
 
     def _work(self) -> None:
         with self.writer.fed():
@@ -202,15 +216,13 @@ class _Copy:
         buffer = self.buffers.take()
         view = buffer[: stop - base]
         data, zeros = self._load(task, base, view)
-        self._wait_for_turn(sum(last - first for first, last in data))
+        self._keep_to_rate(sum(last - first for first, last in data))
         with failing("writing", start):
             if self.compressor is not None:
-                self._write_compressed(self.compressor, task.number, base, data, buffer, len(view))
+                self._write_compressed(self.compressor, task, base, data, zeros, buffer, len(view))
                 free = True
             else:
-                free = self._write(task, base, data, buffer)
-            for first, last in zeros:
-                make_zeros(self.target, base + first, last - first, unmap=self.unmap)
+                free = self._write(task, base, data, zeros, buffer)
         if free:
             self.buffers.give(buffer)
 
@@ -237,7 +249,6 @@ class _Copy:
         if self.target.cluster_size:
             return False  # what a cluster has besides would have to be read
         data = [piece for piece in task.pieces if piece.extent is not None]
-        self._wait_for_turn(sum(piece.length for piece in data))
         with failing("writing", task.pieces[0].offset):
             if not all(map(self._offload_piece, data)):
                 return False
@@ -245,6 +256,7 @@ class _Copy:
                 for piece in task.pieces:
                     if piece.extent is None:
                         make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
+        self._keep_to_rate(sum(piece.length for piece in data))
         return True
 
     def _offload_piece(self, piece: Piece) -> bool:
@@ -258,8 +270,8 @@ class _Copy:
             self.target.link(placements)
         return True
 
-    def _wait_for_turn(self, count: int) -> None:
-        """Keep to the rate; what another worker fails at, or a signal, ends the waiting."""
+    def _keep_to_rate(self, count: int) -> None:
+        """Wait until so many bytes may be written; a failure of another worker ends that, see :mod:`..waiting`."""
         if self.rate:
             pause(self.rate.delay(count))
 
@@ -314,8 +326,12 @@ class _Copy:
         data = list(intersection(wanted, runs))
         return data, list(difference(wanted, data)) if self.explicit else []
 
-    def _write(self, task: Task, base: int, data: list[Range], buffer: memoryview) -> bool:
-        """Allocate space for the data of a cell and write it there.
+    def _make_zeros(self, base: int, zeros: list[Range]) -> None:
+        for first, last in zeros:
+            make_zeros(self.target, base + first, last - first, unmap=self.unmap)
+
+    def _write(self, task: Task, base: int, data: list[Range], zeros: list[Range], buffer: memoryview) -> bool:
+        """Allocate space for the data of a cell and write it there; make zeros.
 
         :returns: whether the buffer is free again; the writer may have taken it over.
         """
@@ -323,6 +339,7 @@ class _Copy:
         # No two ranges share a cluster: the image knows nothing of a new one before it is linked.
         with self.turnstile.turn(task.number), target.lock:
             placements = [p for first, last in data for p in target.allocate(base + first, last - first)]
+            self._make_zeros(base, zeros)
         if not placements:
             return True
         filled = Filled(task.pieces[0].offset, base, placements, buffer)
@@ -338,7 +355,14 @@ class _Copy:
         return True
 
     def _write_compressed(
-        self, target: WritableImage, number: int, base: int, data: list[Range], buffer: memoryview, filled: int
+        self,
+        target: WritableImage,
+        task: Task,
+        base: int,
+        data: list[Range],
+        zeros: list[Range],
+        buffer: memoryview,
+        filled: int,
     ) -> None:
         """Compress each cluster with data and store them in guest order; what does not shrink is stored plain."""
         if not isinstance(target, Compressing):
@@ -348,7 +372,7 @@ class _Copy:
         buffer[filled : filled + rest] = bytes(rest)
         starts = [start for first, last in data for start in range(first // cluster * cluster, last, cluster)]
         blobs = [(start, target.compress(buffer[start : start + cluster])) for start in starts]
-        with self.turnstile.turn(number), target.lock:
+        with self.turnstile.turn(task.number), target.lock:
             for shrunk, run in groupby(blobs, lambda found: found[1] is not None):
                 clusters = list(run)
                 if shrunk:
@@ -356,3 +380,4 @@ class _Copy:
                     continue
                 for first, last in joined((start, min(start + cluster, filled)) for start, _ in clusters):
                     target.write_at(base + first, buffer[first:last])
+            self._make_zeros(base, zeros)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from ..extent import Extent
+from ..extent import Extent, Kind
 from ..node import Node, Placement
 
 
 def copy_extent(extent: Extent, placement: Placement) -> bool:
-    """Copy the bytes of an extent to their place, if both are in files and the system can.
+    """Copy the bytes of an extent to their place, if both stand in files as they are and the system can.
 
     :returns: False if it cannot; part of the place may have been written.
     """
@@ -17,6 +17,8 @@ def copy_extent(extent: Extent, placement: Placement) -> bool:
     copy_range = getattr(os, "copy_file_range", None)
     if source is None or target is None or extent.node_offset is None or copy_range is None:
         return False
+    if extent.kind is not Kind.DATA:
+        return False  # something wants to see what is read
     done = 0
     while done < extent.length:
         try:

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from ..waiting import interrupted_by
 
 _ADDRESS_SPACE_OF_THE_REST = 512 << 20
+"""Bytes, for the interpreter, numpy, buffers, and a thread that only writes."""
 _ADDRESS_SPACE_PER_THREAD = 96 << 20
 _STACK = 1 << 20
+_starting = threading.Lock()  # the size of stacks is one for the whole process
 
 
 def worker_count(wanted: int) -> int:
-    """How many threads to work with: never more than asked for or than there are cores.
+    """How many threads to work with, besides one that only writes: no more than asked for or than there are cores.
 
     Each thread's allocator arena reserves address space (64 MiB with glibc), so RLIMIT_AS counts too.
     """
@@ -68,7 +70,7 @@ class Workers:
         self.add(loop, self.count - 1 if helpers is None else helpers)
         self._guarded(loop)
         self._guarded(self._wait)  # a signal while waiting stops the others too
-        self._wait()
+        self._wait()  # the next one ends the waiting, for one of them may hang
         if self._failure is not None:
             raise self._failure
 
@@ -77,15 +79,16 @@ class Workers:
 
         There may be fewer, or none, where there is no memory for them: whatever they do, others must do as well.
         """
-        former = threading.stack_size(_STACK)
-        try:
-            for _ in range(number):
-                # Not threading.Thread: that waits for a thread which had no memory to begin, for ever.
-                _thread.start_new_thread(self._help, (loop,))
-        except RuntimeError:
-            pass
-        finally:
-            threading.stack_size(former)
+        with _starting:
+            former = threading.stack_size(_STACK)
+            try:
+                for _ in range(number):
+                    # Not threading.Thread: that waits for a thread which had no memory to begin, for ever.
+                    _thread.start_new_thread(self._help, (loop,))
+            except RuntimeError:
+                pass
+            finally:
+                threading.stack_size(former)
 
     def _help(self, loop: Callable[[], None]) -> None:
         """What the other threads do; one that begins when all is done already does nothing."""

@@ -24,38 +24,52 @@ LINKED_AT_ONCE = 16
 """Buffers written between two changes of the target's tables: one by one, that would take as long as reading them."""
 
 _PATIENCE = 0.1
-"""Seconds to wait for a buffer before looking whether another worker has failed."""
+"""Seconds to wait for something before looking whether another worker has failed."""
 
 
 class Buffers:
     """Buffers that go round; each is made when it is first needed.
 
     :param size: bytes of each.
-    :param number: how many there are at most.
+    :param number: how many there are at most, see :meth:`allow`.
     """
 
     def __init__(self, workers: Workers, size: int, number: int) -> None:
         self.size = size
         self._workers = workers
         self._free: SimpleQueue[memoryview] = SimpleQueue()
-        self._unmade = number
+        self._made = 0
+        self._number = number
         self._lock = threading.Lock()
+
+    def allow(self, number: int) -> None:
+        """There may be so many, if there may not be more already."""
+        with self._lock:
+            self._number = max(self._number, number)
 
     def take(self) -> memoryview:
         """A buffer that nobody uses; wait for one if there is none.
 
         :raises Stopped: another worker has failed.
+        :raises OSError: there is no memory for a single one.
         """
         with suppress(Empty):
             return self._free.get_nowait()
         with self._lock:
-            make, self._unmade = self._unmade > 0, max(0, self._unmade - 1)
-        if make:
-            import mmap
+            if self._made < self._number:
+                import mmap
 
-            # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by hand:
-            # after a failure parts of it are still held by the traceback.
-            return memoryview(mmap.mmap(-1, self.size))
+                try:
+                    # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by
+                    # hand: after a failure parts of it are still held by the traceback.
+                    made = memoryview(mmap.mmap(-1, self.size))
+                except OSError:
+                    if not self._made:
+                        raise
+                    self._number = self._made
+                else:
+                    self._made += 1
+                    return made
         while True:
             with suppress(Empty):
                 return self._free.get(timeout=_PATIENCE)
@@ -69,8 +83,8 @@ class Buffers:
 class Filled(NamedTuple):
     """A buffer with data that has its places.
 
-    :ivar offset: of its first byte in the target, for messages.
-    :ivar start: where the buffer's first byte goes in the target.
+    :ivar offset: where the data begins in the target, for messages.
+    :ivar start: where the buffer begins in the target; that may be before the data.
     :ivar placements: where the target wants parts of the buffer.
     :ivar buffer: as it was taken, to be given back.
     """
@@ -123,12 +137,18 @@ class Writer:
     def loop(self) -> None:
         """Write until nothing can come any more."""
         self.active = True
-        while (filled := self._waiting.get()) is not None:
+        while (filled := self._next()) is not None:
             self._workers.check()
             with failing("writing", filled.offset):
                 filled.write(self._target)
             self._written.append(filled.placements)
             self._buffers.give(filled.buffer)
+
+    def _next(self) -> Filled | None:
+        while True:
+            with suppress(Empty):
+                return self._waiting.get(timeout=_PATIENCE)
+            self._workers.check()
 
     def link(self) -> None:
         """Let the target refer to what has been written, once that is enough; to be called now and then."""
