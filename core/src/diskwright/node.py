@@ -309,6 +309,19 @@ def write_placed(image: Image, placements: Iterable[Placement], start: int, data
         _write_placement(image, placement, data[first : first + placement.length])
 
 
+def write_beside(image: WritableImage, ranges: Iterable[tuple[int, int]], start: int, data: memoryview) -> None:
+    """Write ranges of guest bytes while other threads write others: places are found for all of them before any.
+
+    :param ranges: of the data; no two of them may be in the same cluster.
+    :param start: guest offset of the first byte of the data.
+    """
+    with image.lock:
+        placements = [p for first, last in ranges for p in image.allocate(start + first, last - first)]
+    write_placed(image, placements, start, data)
+    with image.lock:
+        image.link(placements)
+
+
 def _write_placement(image: Image, placement: Placement, data: memoryview) -> None:
     # Not isinstance with the protocol: with Python 3.11 that takes longer than writing a cluster.
     write_at = getattr(placement.node, "write_at", None)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import ImageError, UnsupportedOperation, reason_of
-from ..node import Image, WritableImage, write_placed
+from ..node import Image, WritableImage, write_beside
 from ..record import Record
 from .pool import Workers, thread_count
 
@@ -96,7 +96,7 @@ class _Bench:
         if image.cluster_size or image.detect_zeroes != "off":
             # Two writes must not allocate the same cluster: they go one after the other.
             return lambda offset: image.write_at(offset, view)
-        return lambda offset: _write_in_place(image, offset, view)
+        return lambda offset: write_beside(image, [(0, len(view))], offset, view)
 
     def _next(self) -> int | None:
         """The offset of the next request, once it may start; ``None`` when all have been started."""
@@ -132,12 +132,3 @@ class _Bench:
             self.moved.notify()
         if flush:
             self.image.flush()
-
-
-def _write_in_place(image: WritableImage, offset: int, view: memoryview) -> None:
-    """Write guest bytes of an image that does not allocate, next to other threads that do the same."""
-    with image.lock:
-        placements = image.allocate(offset, len(view))
-    write_placed(image, placements, offset, view)
-    with image.lock:
-        image.link(placements)

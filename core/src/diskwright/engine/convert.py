@@ -105,10 +105,6 @@ def _require_single_source(request: ConvertRequest) -> None:
         raise InvalidOption("No support for concatenating multiple snapshot")
     if request.bitmaps:
         raise InvalidOption("Copying bitmaps only possible with single source")
-    if request.backing_file is not None:
-        raise InvalidOption(
-            "Having a backing file for the target makes no sense when concatenating multiple input images"
-        )
 
 
 def _open_source(context: Context, name: str, request: ConvertRequest) -> Image:
@@ -126,12 +122,16 @@ def _target_values(context: Context, request: ConvertRequest) -> dict[str, Any]:
     declared = declared_options(context, format, request.target)
     values = parse_options(declared, request.options)
     values.pop("size", None)  # the target is as large as the sources
+    backing_file = request.backing_file or values.pop("backing_file", None)
+    backing_format = request.backing_format or values.pop("backing_fmt", None)
+    if backing_file is not None and len(request.sources) > 1:
+        raise InvalidOption(
+            "Having a backing file for the target makes no sense when concatenating multiple input images"
+        )
     if request.compress and values.get("preallocation", "off") != "off":
         raise InvalidOption("Compression and preallocation not supported at the same time")
     if request.compress and (values.get("encryption") or values.get("encrypt.format")):
         raise InvalidOption("Compression and encryption not supported at the same time")
-    backing_file = request.backing_file or values.pop("backing_file", None)
-    backing_format = request.backing_format or values.pop("backing_fmt", None)
     if backing_file is not None and backing_format is None:
         raise InvalidOption("Use of backing file requires explicit backing format")
     target = CreateRequest(
@@ -245,8 +245,7 @@ class _Conversion:
         )
 
     def _warn_of_loss(self, offset: int, length: int, error: Exception) -> None:
-        reason = reason_of(error) if isinstance(error, OSError) else str(error)
-        self.context.warn(f"error while reading offset {offset}: {reason}")
+        self.context.warn(f"error while reading offset {offset}: {reason_of(error)}")
 
     def _copy(self, target: Image, options: CopyOptions) -> None:
         if self.size > target.size:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import Kind
 from ..filenames import backing_filename
-from ..node import AlwaysCompressing, Compressing, Image, WritableImage, read_padded, write_placed
+from ..node import AlwaysCompressing, Compressing, Image, WritableImage, read_padded, write_beside
 from ..passing import unfiltered
 from ..record import Record
 from ..zeroing import make_zeros
@@ -116,10 +116,14 @@ def _keep_content(context: Context, top: Image, request: RebaseRequest, progress
 
 
 def _common_depth(top: Image, new: Image) -> int | None:
-    """The depth at which the new backing file stands in the present chain already, ``None`` if it does not."""
-    identity = new.identity()
+    """The depth at which the new backing file stands in the present chain already, ``None`` if it does not.
+
+    The same file opened as another format is another disk.
+    """
+    identity, driver = new.identity(), unfiltered(new).driver
     for depth, layer in enumerate(layers(top)):
-        if depth and identity is not None and layer.identity() == identity:
+        same = depth and identity is not None and layer.identity() == identity
+        if same and isinstance(layer, Image) and unfiltered(layer).driver == driver and layer.size == new.size:
             return depth
     return None
 
@@ -208,11 +212,7 @@ def _write(top: WritableImage, start: int, old: memoryview, ranges: list[Range])
         for first, last in ranges:
             top.write_at(start + first, old[first:last])
         return
-    with top.lock:
-        placements = [p for first, last in ranges for p in top.allocate(start + first, last - first)]
-    write_placed(top, placements, start, old)
-    with top.lock:
-        top.link(placements)
+    write_beside(top, ranges, start, old)
 
 
 def _compress(top: WritableImage, offset: int, data: memoryview, block: int) -> None:
