@@ -17,19 +17,22 @@ class Record:
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    _names: ClassVar[frozenset[str]] = frozenset()
     _defaults: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         declared = cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - as strings, and without inspect
         cls._fields += tuple(name for name in declared if name not in cls._fields)
+        cls._names = frozenset(cls._fields)
         cls._defaults = {name: getattr(cls, name) for name in cls._fields if hasattr(cls, name)}
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        placed = dict(zip(self._fields, values, strict=False))
-        own = self.__dict__
-        own.update(self._defaults, **placed)
+        fields, own = self._fields, self.__dict__
+        own.update(self._defaults)
+        own.update(zip(fields, values, strict=False))
         own.update(named)
-        if len(placed) < len(values) or placed.keys() & named.keys() or own.keys() != set(self._fields):
+        placed = fields[: len(values)]
+        if len(placed) < len(values) or not named.keys().isdisjoint(placed) or own.keys() != self._names:
             raise TypeError(f"{type(self).__name__} takes {', '.join(self._fields)}, not {values} and {named}")
 
     def __setattr__(self, name: str, value: object) -> None:
