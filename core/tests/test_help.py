@@ -174,6 +174,7 @@ def test_exit_codes() -> None:
         **dict.fromkeys(COMMANDS, tuple(EXIT_CODES)),
         "check": (0, 1, 2, 3, 63),
         "compare": (0, 1, 2, 3, 4),
+        "info": (0, 1, 3),
     }
 
 

@@ -1,8 +1,7 @@
 """Describe an image: format, sizes, backing file, snapshots and the format's own facts. Its data is not read.
 
 With --untrusted, for an image from a stranger, nothing but its one file is opened, within limits of memory and time,
-and everything odd about it is listed. Exit code then: 0 nothing worse than notes, 1 the file cannot be read, 3 the
-image is not safe.
+and everything odd about it is listed.
 
 Examples:
   diskwright info --untrusted from-a-stranger.qcow2
@@ -22,6 +21,11 @@ if TYPE_CHECKING:
     from ..cli import App
 
 EXIT_SAFE, EXIT_NOT_SAFE = 0, 3
+EXIT_CODES = {
+    EXIT_SAFE: "it is done; with --untrusted, nothing worse than notes was found",
+    1: "it failed",
+    EXIT_NOT_SAFE: "with --untrusted: the image is not safe",
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
