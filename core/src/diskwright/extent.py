@@ -174,14 +174,15 @@ class ExtentTable:
             last = first
         rows = self.rows[first:last].copy()
         if len(rows):
-            head = rows[0]
-            skipped = max(0, start - int(head["offset"]))
-            head["offset"] += skipped
-            head["length"] -= skipped
-            if head["node_offset"] != NO_OFFSET:
-                head["node_offset"] += skipped
-            tail = rows[-1]
-            tail["length"] = min(int(tail["length"]), end - int(tail["offset"]))
+            # By columns: to take rows out one by one, as scalars of their own type, takes twice as long.
+            offsets, lengths, places = rows["offset"], rows["length"], rows["node_offset"]
+            skipped = start - int(offsets[0])
+            if skipped > 0:
+                offsets[0] = start
+                lengths[0] -= skipped
+                if places[0] != NO_OFFSET:
+                    places[0] += skipped
+            lengths[-1] = min(int(lengths[-1]), end - int(offsets[-1]))
         return ExtentTable(rows, self.nodes)
 
 
