@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
-from typing import Any
 
 import pytest
 
@@ -22,20 +20,6 @@ def test_buffers_are_made_until_there_are_enough() -> None:
     third = buffers.take()
     assert third is not first
     assert third is not second
-
-
-def test_with_little_memory_fewer_buffers_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    buffers = Buffers(Workers(1), 4096, 3)
-    first = buffers.take()
-
-    def refused(*_: Any) -> Any:
-        raise OSError(12, "Cannot allocate memory")
-
-    monkeypatch.setattr(mmap, "mmap", refused)
-    threading.Timer(0.05, buffers.give, [first]).start()
-    assert buffers.take() is first
-    with pytest.raises(OSError, match="Cannot allocate memory"):
-        Buffers(Workers(1), 4096, 3).take()
 
 
 def test_the_writer_ends_when_another_worker_has_failed() -> None:

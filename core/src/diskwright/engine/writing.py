@@ -51,7 +51,8 @@ class Buffers:
         """A buffer that nobody uses; wait for one if there is none.
 
         :raises Stopped: another worker has failed.
-        :raises OSError: there is no memory for a single one.
+        :raises OSError: there is no memory for it. Fewer than workers must not do: they would be with those who wait
+            for the turn of one that has none.
         """
         with suppress(Empty):
             return self._free.get_nowait()
@@ -59,17 +60,11 @@ class Buffers:
             if self._made < self._number:
                 import mmap
 
-                try:
-                    # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by
-                    # hand: after a failure parts of it are still held by the traceback.
-                    made = memoryview(mmap.mmap(-1, self.size))
-                except OSError:
-                    if not self._made:
-                        raise
-                    self._number = self._made
-                else:
-                    self._made += 1
-                    return made
+                # Anonymous memory of its own is page-aligned and goes back to the system whole. It is not closed by
+                # hand: after a failure parts of it are still held by the traceback.
+                made = memoryview(mmap.mmap(-1, self.size))
+                self._made += 1
+                return made
         while True:
             with suppress(Empty):
                 return self._free.get(timeout=_PATIENCE)
