@@ -149,6 +149,10 @@ def test_a_source_is_not_its_own_target(world_of_two: Any) -> None:
         (["-n", "-o", "size=1", "x", "y"], "-o has no effect when skipping image creation"),
         (["--skip-broken-bitmaps", "x", "y"], "Use of --skip-broken-bitmaps requires --bitmaps"),
         (["--bitmaps", "-n", "x", "x", "y"], "Copying bitmaps only possible with single source"),
+        (
+            ["-n", "-B", "base", "-F", "layer", "x", "x", "y"],
+            "Having a backing file for the target makes no sense when concatenating multiple input images",
+        ),
         (["-l", "a", "-n", "x", "x", "y"], "No support for concatenating multiple snapshot"),
         (["-l", "a", "-n", "x", "y"], "Failed to load snapshot: Can't find snapshot"),
         (["-C", "-c", "x", "y"], "Cannot enable copy offloading when -c is used"),

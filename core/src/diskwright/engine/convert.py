@@ -105,6 +105,18 @@ def _require_single_source(request: ConvertRequest) -> None:
         raise InvalidOption("No support for concatenating multiple snapshot")
     if request.bitmaps:
         raise InvalidOption("Copying bitmaps only possible with single source")
+    _require_own_content(request, request.backing_file)
+
+
+def _require_own_content(request: ConvertRequest, backing_file: str | None) -> None:
+    """Refuse to let several disks share what lies below: it would be that of the first, where it stands in the target.
+
+    :param backing_file: the target's; creation options may name it too.
+    """
+    if backing_file is not None and len(request.sources) > 1:
+        raise InvalidOption(
+            "Having a backing file for the target makes no sense when concatenating multiple input images"
+        )
 
 
 def _open_source(context: Context, name: str, request: ConvertRequest) -> Image:
@@ -124,10 +136,7 @@ def _target_values(context: Context, request: ConvertRequest) -> dict[str, Any]:
     values.pop("size", None)  # the target is as large as the sources
     backing_file = request.backing_file or values.pop("backing_file", None)
     backing_format = request.backing_format or values.pop("backing_fmt", None)
-    if backing_file is not None and len(request.sources) > 1:
-        raise InvalidOption(
-            "Having a backing file for the target makes no sense when concatenating multiple input images"
-        )
+    _require_own_content(request, backing_file)
     if request.compress and values.get("preallocation", "off") != "off":
         raise InvalidOption("Compression and preallocation not supported at the same time")
     if request.compress and (values.get("encryption") or values.get("encrypt.format")):
