@@ -205,8 +205,7 @@ class _Pass:
         read: list[bytes | bytearray] = []
         for table, image, chain, buffer in zip(piece[3:], self._images, self._chains, buffers, strict=True):
             part = table.clipped(piece.start, piece.end)
-            kinds = part.rows["kind"]
-            if ((kinds == Kind.ZERO) | (kinds == Kind.ABSENT)).all():
+            if not part.stored.any():
                 read.append(_ZEROS)
                 continue
             try:

@@ -13,7 +13,7 @@ network - there are as many workers as processors.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import TypeAlias
@@ -206,8 +206,7 @@ class _Copy:
         if end - start > self.cell or (self.options.sparse_size and all(p.extent is None for p in task.pieces)):
             COPY_ZEROS(start, end - start)
             with self.turnstile.turn(task.number), failing("writing", start):
-                for piece in task.pieces:
-                    make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
+                self._make_zeros((piece.offset, piece.end) for piece in task.pieces)
             return
         if self.options.offload and self._offload(task):
             COPY_OFFLOAD(start, end - start)
@@ -253,9 +252,7 @@ class _Copy:
             if not all(map(self._offload_piece, data)):
                 return False
             with self.turnstile.turn(task.number):
-                for piece in task.pieces:
-                    if piece.extent is None:
-                        make_zeros(self.target, piece.offset, piece.length, unmap=self.unmap)
+                self._make_zeros((piece.offset, piece.end) for piece in task.pieces if piece.extent is None)
         self._keep_to_rate(sum(piece.length for piece in data))
         return True
 
@@ -326,8 +323,9 @@ class _Copy:
         data = list(intersection(wanted, runs))
         return data, list(difference(wanted, data)) if self.explicit else []
 
-    def _make_zeros(self, base: int, zeros: list[Range]) -> None:
-        for first, last in zeros:
+    def _make_zeros(self, ranges: Iterable[Range], base: int = 0) -> None:
+        """Make ranges of the target read as zeros; to be called in turn."""
+        for first, last in ranges:
             make_zeros(self.target, base + first, last - first, unmap=self.unmap)
 
     def _write(self, task: Task, base: int, data: list[Range], zeros: list[Range], buffer: memoryview) -> bool:
@@ -339,7 +337,7 @@ class _Copy:
         # No two ranges share a cluster: the image knows nothing of a new one before it is linked.
         with self.turnstile.turn(task.number), target.lock:
             placements = [p for first, last in data for p in target.allocate(base + first, last - first)]
-            self._make_zeros(base, zeros)
+            self._make_zeros(zeros, base)
         if not placements:
             return True
         filled = Filled(task.pieces[0].offset, base, placements, buffer)
@@ -380,4 +378,4 @@ class _Copy:
                     continue
                 for first, last in joined((start, min(start + cluster, filled)) for start, _ in clusters):
                     target.write_at(base + first, buffer[first:last])
-            self._make_zeros(base, zeros)
+            self._make_zeros(zeros, base)
