@@ -15,9 +15,19 @@ class _StandIn(ModuleType):
         # The import system asks for these, of modules that nobody uses; for a package's path, to import a part of it.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
+        return getattr(real(self.__name__, self), name)
+
+
+def real(name: str, stand_in: ModuleType) -> ModuleType:
+    """The module itself, from now on also for whoever imports it."""
+    withdraw(name, stand_in)
+    return import_module(name)
+
+
+def withdraw(name: str, stand_in: ModuleType) -> None:
+    """Whoever imports a module gets it itself from now on; nothing is done if that is so already."""
+    if sys.modules.get(name) is stand_in:
+        del sys.modules[name]
 
 
 def load_later(*names: str) -> None:

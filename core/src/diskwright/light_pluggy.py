@@ -8,9 +8,10 @@ which also asks for signatures, nor where ``inspect`` has been loaded already.
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+
+from .later import real, withdraw
 
 __all__ = ["pluggy"]
 
@@ -58,17 +59,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _real() -> ModuleType:
-    _stand_back()
-    return import_module("inspect")
-
-
-def _stand_back() -> None:
-    if sys.modules.get("inspect") is _THIS:
-        del sys.modules["inspect"]
+    return real("inspect", _THIS)
 
 
 sys.modules.setdefault("inspect", _THIS)
 try:
     import pluggy
 finally:
-    _stand_back()
+    withdraw("inspect", _THIS)
