@@ -91,9 +91,13 @@ class RecordingNode(MemoryNode):
         """The file as it was after the first ``count`` steps."""
         return replay(self.start, self.steps[:count])
 
+    def safe_before(self, count: int) -> int:
+        """How many of the first ``count`` steps had been flushed when the last of them was done."""
+        return max((done for done in self.flushed if done < count), default=0)
+
     def after_power_cut(self, count: int, chance: random.Random) -> MemoryNode:
-        """What may be left of the first ``count`` steps: what was flushed, and any part of what was not."""
-        safe = max((done for done in self.flushed if done <= count), default=0)
+        """What may be left of the first ``count`` steps: those flushed before the last of them, any of the others."""
+        safe = self.safe_before(count)
         unsafe = [step for step in self.steps[safe:count] if step[1] is None or chance.random() < 0.5]
         return replay(self.start, self.steps[:safe] + unsafe)
 

@@ -204,20 +204,23 @@ class Header(Record):
         if offset + length > _MAX_INT64 or offset % self.cluster_size:
             raise InvalidImage(f"{name} offset invalid")
 
-    def build(self) -> bytes:
+    def build(self, *, feature_names: bool = True, name_at: int | None = None) -> bytes:
         """The whole header cluster: header, extensions and backing file name, the rest zeros.
 
+        :param feature_names: whether the image is to name its features, where it can.
+        :param name_at: where the backing file name stands, bytes; right behind the extensions if not told.
         :raises InvalidOption: they do not fit into a cluster.
         """
-        name = (self.backing_file or "").encode("utf-8", "surrogateescape")
-        head_length = self.header_length + len(extensions := self._build_extensions())
-        if len(name) > layout.MAX_BACKING_NAME or head_length + len(name) > self.cluster_size:
+        name = self.backing_name
+        extensions = self.build_extensions(feature_names=feature_names)
+        place = self.header_length + len(extensions) if name_at is None else name_at
+        if len(name) > layout.MAX_BACKING_NAME or place + len(name) > self.cluster_size:
             raise InvalidOption("No space left in the file header")
         head: bytes = layout.HEADER.build(
             {
                 "magic": layout.MAGIC,
                 "version": self.version,
-                "backing_file_offset": head_length if name else 0,
+                "backing_file_offset": place if name else 0,
                 "backing_file_size": len(name),
                 "cluster_bits": self.cluster_bits,
                 "size": self.size,
@@ -230,7 +233,13 @@ class Header(Record):
                 "snapshots_offset": self.snapshots_offset,
             }
         )
-        return (head + self._build_v3() + extensions + name).ljust(self.cluster_size, b"\0")
+        head += self._build_v3() + extensions
+        return (head.ljust(place, b"\0") + name).ljust(self.cluster_size, b"\0")
+
+    @property
+    def backing_name(self) -> bytes:
+        """Name of the backing file as it is stored; empty without one."""
+        return (self.backing_file or "").encode("utf-8", "surrogateescape")
 
     @property
     def header_length(self) -> int:
@@ -254,7 +263,8 @@ class Header(Record):
         )
         return tail + additional + self.unknown_fields
 
-    def _build_extensions(self) -> bytes:
+    def build_extensions(self, *, feature_names: bool = True) -> bytes:
+        """All extensions as :meth:`build` lays them out, with the end marker."""
         parts: list[tuple[int, bytes]] = []
         if self.backing_format:
             parts.append((ExtensionType.BACKING_FORMAT, self.backing_format.encode("utf-8", "surrogateescape")))
@@ -263,7 +273,7 @@ class Header(Record):
         if self.crypto:
             data = layout.CRYPTO_EXTENSION.build({"offset": self.crypto.offset, "length": self.crypto.length})
             parts.append((ExtensionType.CRYPTO, data))
-        if self.version > 2 and self.cluster_size >= layout.MIN_CLUSTER_SIZE_FOR_FEATURE_NAMES:
+        if feature_names and self.version > 2 and self.cluster_size >= layout.MIN_CLUSTER_SIZE_FOR_FEATURE_NAMES:
             parts.append((ExtensionType.FEATURE_NAMES, build_feature_names()))
         if self.bitmaps:
             data = layout.BITMAPS_EXTENSION.build(

@@ -33,6 +33,8 @@ HEADER = PackedStruct(
     nb_snapshots="I",
     snapshots_offset="Q",
 )
+BACKING_FILE_OFFSET_FIELD = 8
+"""Where the place of the backing file's name stands in the header, bytes."""
 HEADER_LENGTH_V2 = 72
 
 HEADER_V3 = PackedStruct(

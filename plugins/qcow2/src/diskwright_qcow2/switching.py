@@ -1,4 +1,4 @@
-"""Rewriting the header in one step, when everything that it will point to is in the file already."""
+"""Rewriting the header at one instant, when everything that it will point to is in the file already."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .layout import AUTOCLEAR_FIELD, Autoclear
+from diskwright.node import SECTOR
+from diskwright.record import Record
+
+from .layout import AUTOCLEAR_FIELD, BACKING_FILE_OFFSET_FIELD, Autoclear
 from .order import Disk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .header import Header
     from .image import Qcow2Image
 
 
 def switch_header(image: Qcow2Image, **changes: Any) -> None:
-    """Change fields, extensions and names of the header by a single write.
+    """Change fields, extensions and names of the header at one instant.
 
-    Everything written before is made durable first, the new header after. Only the bytes that differ are written: the
-    fewer there are, the less can a power cut tear them apart.
+    Everything written before is made durable first, the new header after. A disk writes a sector whole or not at all:
+    where more than one of them changes, the others change while nothing depends on them, see :class:`_Steps`.
 
     :param changes: attributes of :class:`~.header.Header`.
     :raises InvalidOption: the new header does not fit into its cluster; nothing has changed.
@@ -30,12 +36,68 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     disk = Disk(image.file)
     image.file.note_event("none")
     old = image.file.read_at(0, len(new))
-    different = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8)).tolist()
-    if different:
-        first, last = different[0], different[-1]
-        disk.write(first, new[first : last + 1])
-        disk.barrier()
+    steps = _Steps.plan(image.header, old, new) if _sectors(old, new) > 1 else None
+    for part in steps.parts() if steps is not None else [(0, new)]:
+        _write_difference(disk, *part)
     image.restart(**fields)
+
+
+def _sectors(old: bytes, new: bytes) -> int:
+    """How many sectors differ."""
+    different = np.frombuffer(old, np.uint8) != np.frombuffer(new, np.uint8)
+    return int(np.count_nonzero(np.logical_or.reduceat(different, np.arange(0, len(new), SECTOR))))
+
+
+def _write_difference(disk: Disk, offset: int, data: bytes) -> None:
+    """Write no more than the bytes that differ, and make them durable."""
+    old = disk.node.read_at(offset, len(data))
+    if old != data:
+        different = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(data, np.uint8)).tolist()
+        first, last = different[0], different[-1]
+        disk.write(offset + first, data[first : last + 1])
+        disk.barrier()
+
+
+class _Steps(Record):
+    """The way from one header to another whose difference is not within one sector.
+
+    The first sector is changed twice. In between it says what the old header says in so few words that nothing behind
+    it is needed: the names of features, which are for messages alone, are left out, and the name of the backing file is
+    read from a copy at the end of the cluster. All else can change then.
+
+    :ivar between: the first sector meanwhile.
+    :ivar spare: where the copy of the backing file's name stands, the end of the cluster without one.
+    :ivar name: that copy.
+    """
+
+    new: bytes
+    between: bytes
+    spare: int
+    name: bytes
+
+    @classmethod
+    def plan(cls, header: Header, old: bytes, new: bytes) -> _Steps | None:
+        """The steps, or nothing where there is no room for them: then the header changes by one write.
+
+        :param header: what the old bytes say.
+        """
+        name = header.backing_name
+        place = int.from_bytes(old[BACKING_FILE_OFFSET_FIELD : BACKING_FILE_OFFSET_FIELD + 8], "big")
+        spare = len(new) - len(name)
+        used = max(place + len(name) if name and place != spare else 0, len(new.rstrip(b"\0")))
+        head = header.header_length + len(header.build_extensions(feature_names=False))
+        if max(used, SECTOR) > spare or head > SECTOR:
+            return None
+        between = header.build(feature_names=False, name_at=spare)
+        return cls(new, between[:SECTOR], spare, name)
+
+    def parts(self) -> Iterator[tuple[int, bytes]]:
+        """What is to be written, offset and bytes, each durable before the next."""
+        yield self.spare, self.name
+        yield 0, self.between
+        yield SECTOR, self.new[SECTOR : self.spare]
+        yield 0, self.new[:SECTOR]
+        yield self.spare, self.new[self.spare :]
 
 
 def clear_autoclear(image: Qcow2Image) -> None:
