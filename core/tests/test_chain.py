@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from diskwright.engine.chain import layers, read_range, resolve
+from diskwright.engine.chain import layers, read_extents, resolve
 from diskwright.extent import Extent, ExtentTable, Flag, Kind, tabulate
 from diskwright.node import Buffer, Image, Node
 
@@ -93,7 +93,7 @@ def test_resolved_maps_and_reads_agree_with_the_model(seed: int, sectors: tuple[
     position = start
     for table in resolve(image, start, length):
         buffer = bytearray(table.end - table.start)
-        read_range(layers(image), table, memoryview(buffer))
+        read_extents(layers(image), list(table), memoryview(buffer))
         for extent in table:
             assert extent.offset == position
             for at in range(extent.offset, extent.end, 101):

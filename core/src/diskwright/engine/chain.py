@@ -178,12 +178,12 @@ def data_ranges(sources: Sequence[Image]) -> Iterator[tuple[int, int]]:
         base += source.size
 
 
-def read_range(chain: list[Node], table: ExtentTable, buffer: memoryview) -> None:
-    """Fill a buffer with the guest bytes of a table's whole range.
+def read_extents(chain: list[Node], extents: Sequence[Extent], buffer: memoryview) -> None:
+    """Fill a buffer with the guest bytes of some extents without gaps between them.
 
     :param chain: the disk's :func:`layers`.
-    :param buffer: exactly as long as the range.
+    :param buffer: exactly as long as they are.
     """
-    start = table.start
-    for extent in table:
+    start = extents[0].offset
+    for extent in extents:
         read_extent(chain[extent.depth], extent, buffer[extent.offset - start : extent.end - start])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..extent import ExtentTable, merged
 from ..node import Image
-from .chain import layers, read_range, resolve
+from .chain import layers, read_extents, resolve
 from .copy import Progress, no_progress
 from .hashtree import BLOCK, HashTree
 from .pool import Workers, worker_count
@@ -83,7 +83,7 @@ class _Checksum:
         position = 0
         for table in chunk.tables:
             end = table.end - chunk.start
-            read_range(self.chain, table, buffer[position:end])
+            read_extents(self.chain, list(table), buffer[position:end])
             position = end
         whole = -(-position // BLOCK) * BLOCK
         buffer[position:whole] = bytes(whole - position)  # the disk's last block may be shorter

@@ -15,7 +15,7 @@ from ..errors import ImageError, reason_of
 from ..extent import Extent, ExtentTable, Kind, merged, row_starts, tabulate
 from ..node import SECTOR, Image
 from ..record import Record
-from .chain import layers, read_range, resolve, side_by_side
+from .chain import layers, read_extents, resolve, side_by_side
 from .mapping import State, states
 from .pool import Workers, worker_count
 
@@ -204,12 +204,12 @@ class _Pass:
         length = piece.end - piece.start
         read: list[bytes | bytearray] = []
         for table, image, chain, buffer in zip(piece[3:], self._images, self._chains, buffers, strict=True):
-            part = table.clipped(piece.start, piece.end)
-            if not part.stored.any():
+            part = list(table.clipped(piece.start, piece.end))
+            if not any(extent.stored for extent in part):
                 read.append(_ZEROS)
                 continue
             try:
-                read_range(chain, part, memoryview(buffer)[:length])
+                read_extents(chain, part, memoryview(buffer)[:length])
             except (ImageError, OSError) as error:
                 name = image.filename if image else ""
                 return ReadFailed(f"Error while reading offset {piece.start} of {name}: {reason_of(error)}")
