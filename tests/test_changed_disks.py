@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import diskwright
+from diskwright.node import WritableImage
 
 Run = Callable[..., Any]
 
@@ -33,6 +37,59 @@ def test_a_rebase_to_the_same_file_as_another_format_keeps_the_content(folder: P
     inside("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", code=0)
     inside("rebase", "-b", "base.qcow2", "-F", "raw", "top.qcow2", code=0)
     inside("compare", "-q", "-F", "raw", "top.qcow2", "data.raw", code=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("new", ["new.raw", ""])
+def test_a_compressed_rebase_keeps_the_subclusters_that_the_overlay_has(
+    folder: Path, inside: Run, seed: int, new: str
+) -> None:
+    chance, size, subcluster = random.Random(seed), 256 << 10, 2048
+    for name in ("old.raw", "new.raw"):
+        parts = (chance.choice((bytes(subcluster), bytes([chance.randrange(256)]) * subcluster)) for _ in range(128))
+        Path(name).write_bytes(b"".join(parts))
+    inside(
+        *("create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k"),
+        *("-b", "old.raw", "-F", "raw", "top.qcow2"),
+        code=0,
+    )
+    expected = bytearray(Path("old.raw").read_bytes())
+    with diskwright.open("top.qcow2", writable=True) as top:
+        assert isinstance(top, WritableImage)
+        for _ in range(12):
+            offset, length = chance.randrange(size - 5000), chance.randrange(1, 5000)
+            data = chance.choice((bytes(length), chance.randbytes(length)))
+            top.write_at(offset, data)
+            expected[offset : offset + length] = data
+    inside("rebase", "-c", "-b", new, *(("-F", "raw") if new else ()), "top.qcow2", code=0)
+    inside("check", "-q", "top.qcow2", code=0)
+    with diskwright.open("top.qcow2") as top:
+        assert top.backing_file == (new or None)
+        assert top.read_at(0, size) == expected
+
+
+DETECTING = "driver=qcow2,detect-zeroes={},file.driver=file,file.filename=top.qcow2"
+
+
+@pytest.mark.parametrize("detect", ["on", "unmap,discard=unmap"])
+@pytest.mark.parametrize("compat", ["0.10", "1.1"])
+def test_zeros_over_a_part_of_a_cluster_are_found(folder: Path, inside: Run, detect: str, compat: str) -> None:
+    inside("convert", "-O", "qcow2", "-o", f"compat={compat}", "data.raw", "top.qcow2", code=0)
+    with open("zeros.raw", "wb") as file:
+        file.truncate(100 << 10)
+    inside("convert", "-n", "-f", "raw", "--target-image-opts", "zeros.raw", DETECTING.format(detect), code=0)
+    expected = bytes(100 << 10) + Path("data.raw").read_bytes()[100 << 10 :]
+    with diskwright.open("top.qcow2") as top:
+        assert top.read_at(0, len(expected)) == expected
+
+
+@pytest.mark.parametrize("compat", ["0.10", "1.1"])
+def test_a_rebase_does_not_leave_out_zeros_that_are_found(folder: Path, inside: Run, compat: str) -> None:
+    options = ["-o", f"compat={compat}"]
+    Path("zeros.raw").write_bytes(bytes(1 << 20))
+    inside("create", "-q", "-f", "qcow2", *options, "-b", "zeros.raw", "-F", "raw", "top.qcow2", code=0)
+    inside("rebase", "-b", "data.raw", "-F", "raw", "--image-opts", DETECTING.format("on"), code=0)
+    inside("compare", "-q", "-f", "qcow2", "-F", "raw", "top.qcow2", "zeros.raw", code=0)
 
 
 @pytest.mark.parametrize("options", [["-B", "data.raw", "-F", "raw"], ["-o", "backing_file=data.raw,backing_fmt=raw"]])

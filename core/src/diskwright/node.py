@@ -280,8 +280,12 @@ class WritableImage(Image):
     def write_at(self, offset: int, data: Bytes) -> None:
         """Write guest bytes of any alignment, one write after the other; :mod:`.engine.copy` writes in parallel."""
         view = memoryview(data).cast("B")
-        if self.store_zeros(offset, view):
-            return
+        if not self.store_zeros(offset, view):
+            self.write_verbatim(offset, view)
+
+    def write_verbatim(self, offset: int, data: Bytes) -> None:
+        """Write guest bytes as such even if zeros are looked for: the image has them itself then."""
+        view = memoryview(data).cast("B")
         with self.lock:
             placements = self.allocate(offset, len(view))
             write_placed(self, placements, offset, view)

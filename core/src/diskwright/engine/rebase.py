@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import ImageError, InvalidOption, UnknownFormat
 from ..extent import Kind
 from ..filenames import backing_filename
-from ..node import AlwaysCompressing, Compressing, Image, WritableImage, read_padded, write_beside
+from ..node import AlwaysCompressing, Compressing, Image, WritableImage, all_nodes, read_padded, write_beside
 from ..passing import unfiltered
 from ..record import Record
 from ..zeroing import make_zeros
@@ -61,6 +61,7 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
         if not context.formats.has("set_backing", disk.driver):
             raise ImageError(f"Could not change the backing file to '{request.backing_file}': Operation not supported")
         if not request.unsafe:
+            _detect_no_zeros(top)
             _keep_content(context, top, request, progress)
             top.flush()
         try:
@@ -74,6 +75,13 @@ def rebase(context: Context, request: RebaseRequest, progress: Progress = no_pro
         except ImageError as error:
             raise error.in_context(f"Could not change the backing file to '{request.backing_file}'") from error
         top.flush()
+
+
+def _detect_no_zeros(top: Image) -> None:
+    """Zeros are told from data here anyhow, and where they are written as data, the image must not leave them out."""
+    for node in all_nodes(top):
+        if isinstance(node, Image):
+            node.detect_zeroes = "off"
 
 
 def _require_known_format(context: Context, request: RebaseRequest) -> None:
@@ -137,14 +145,16 @@ def _write_differences(
     """
     cluster = top.cluster_size or CELL
     block = cluster if request.compress else top.subcluster_size or cluster
+    shared = block != (top.subcluster_size or cluster)
     step = -(-CELL // block) * block
     old_bytes, new_bytes = memoryview(bytearray(step)), memoryview(bytearray(step))
     zeroed = _Zeroed(top)
     for window in windows(suspects(top, new, depth_limit, block), step):
         start, end = window.start, window.end
-        # Of the top layer itself nothing is wanted, so its own clusters that lie between need not be read.
         old, below = old_bytes[: end - start], None
-        if top.backing is not None:  # otherwise it stays as it is: zeros
+        if shared:  # what is compressed as a whole may be the top layer's own in part
+            top.read_into(start, old)
+        elif top.backing is not None:  # its own clusters that lie between need not be read
             read_padded(top.backing, start, old)
         if new is not None:
             below = new_bytes[: end - start]

@@ -76,7 +76,7 @@ def _zero_bytes(image: Qcow2Image, start: int, end: int) -> None:
     while start < end:
         stop = min(end, start - start % _LITERAL + _LITERAL)
         if _any_set(image.read_at(start, stop - start)):
-            image.write_at(start, bytes(stop - start))
+            image.write_verbatim(start, bytes(stop - start))
         start = stop
 
 
