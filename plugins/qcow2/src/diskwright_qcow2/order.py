@@ -111,6 +111,14 @@ class WriteOrder:
         """Whether enough has gathered that it should be written back."""
         return self.l2.dirty_bytes > MAX_DIRTY_BYTES or self._released_count > MAX_RELEASED
 
+    @property
+    def left_by_table(self) -> list[Run]:
+        """The places that the refcount table leaves when it is written next."""
+        if self.allocator.moved_table is None:
+            return []
+        blocks = self.blocks
+        return [Run(blocks.table_offset >> blocks.cluster_bits, blocks.table_clusters), *self.allocator.outgrown]
+
     def flush(self) -> None:
         """Write everything back, in order, and make it durable."""
         events.FLUSH("data")
@@ -136,21 +144,21 @@ class WriteOrder:
         """Write the refcount table; if it has moved, to its new place before the header points there."""
         blocks, moved = self.blocks, self.allocator.moved_table
         if moved is not None:
-            bits = blocks.cluster_bits
-            events.REFTABLE_MOVE(moved.first << bits, moved.length)
-            old = Run(blocks.table_offset >> bits, blocks.table_clusters)
-            blocks.table_offset, blocks.table_clusters = moved.first << bits, moved.length
+            offset = moved.first << blocks.cluster_bits
+            events.REFTABLE_MOVE(offset, moved.length)
             blocks.note("refblock_alloc_write_table")
-            blocks.write_table()
+            blocks.write_table(offset)
             self.disk.barrier()
             blocks.note("refblock_alloc_switch_table")
-            pointer = blocks.table_offset.to_bytes(8, "big") + blocks.table_clusters.to_bytes(4, "big")
-            self.disk.write(_REFCOUNT_TABLE_FIELD, pointer)
+            self.disk.write(_REFCOUNT_TABLE_FIELD, offset.to_bytes(8, "big") + moved.length.to_bytes(4, "big"))
             self.disk.barrier()
+            # Not before: if any of this fails, the table is where it was, and the next flush does it all again.
+            left = self.left_by_table
+            blocks.table_offset, blocks.table_clusters = offset, moved.length
             self.allocator.moved_table = None
-            for run in (old, *self.allocator.outgrown):
-                self.release(np.arange(run.first, run.end))
             self.allocator.outgrown.clear()
+            for run in left:
+                self.release(np.arange(run.first, run.end))
         elif blocks.table_dirty:
             blocks.note("refblock_alloc_hookup")
             blocks.write_table()

@@ -127,10 +127,10 @@ class RefcountBlocks:
     def create(self, index: int, offset: int) -> None:
         """Add an empty block that stands at ``offset``; the table must have room for its entry."""
         self.note("refblock_alloc")
+        self._keep(index, unpack_refcounts(bytes(1 << self.cluster_bits), self.order))
         self._created.add(index)
         self.table[index] = offset
         self.table_dirty = True
-        self._keep(index, unpack_refcounts(bytes(1 << self.cluster_bits), self.order))
         self._dirty.add(index)
 
     def remove(self, index: int) -> None:
@@ -155,11 +155,12 @@ class RefcountBlocks:
             self._dirty.add(index)
 
     def _keep(self, index: int, counts: Column) -> None:
+        while len(self._cache) >= self._capacity:
+            oldest = next(iter(self._cache))
+            if oldest in self._dirty:  # it leaves when it has been written: that may fail
+                self._write_block(oldest, self._cache[oldest])
+            del self._cache[oldest]
         self._cache[index] = counts
-        while len(self._cache) > self._capacity:
-            oldest, evicted = self._cache.popitem(last=False)
-            if oldest in self._dirty:
-                self._write_block(oldest, evicted)
 
     def _write_block(self, index: int, counts: Column) -> None:
         events.REFBLOCK_WRITE(index, int(self.table[index]))
@@ -243,10 +244,11 @@ class RefcountBlocks:
         for index in sorted(self._dirty):
             self._write_block(index, self._cache[index])
 
-    def write_table(self) -> None:
-        """Write the whole table to :attr:`table_offset`, where there is room for it."""
+    def write_table(self, offset: int | None = None) -> None:
+        """Write the whole table to :attr:`table_offset`, or to another place; there is room for it."""
         self._reader.node.note_event("reftable_update")
-        self._write(self.table_offset, self.table.astype(layout.REFCOUNT_TABLE_DTYPE).tobytes())
+        place = self.table_offset if offset is None else offset
+        self._write(place, self.table.astype(layout.REFCOUNT_TABLE_DTYPE).tobytes())
         self.table_dirty = False
 
     @property

@@ -142,12 +142,10 @@ class ImageWriter:
     def flush(self) -> None:
         """Write all metadata back, see :class:`WriteOrder`."""
         self._require_sound()
-        if self.allocator.moved_table is not None:
-            blocks = self.allocator.blocks
-            old = Run(blocks.table_offset >> self.header.cluster_bits, blocks.table_clusters)
-            for run in (old, *self.allocator.outgrown):
-                self.metadata.drop(run)
+        left = self.order.left_by_table
         self.order.flush()
+        for run in left:
+            self.metadata.drop(run)
         self._note_table()
         self._forget_freed()
 
