@@ -68,6 +68,28 @@ def test_a_compressed_rebase_keeps_the_subclusters_that_the_overlay_has(
         assert top.read_at(0, size) == expected
 
 
+@pytest.mark.parametrize("options", [[], ["-c"], ["-W"]])
+@pytest.mark.parametrize("format", ["qcow2", "vdi"])
+def test_a_copy_that_fails_leaves_an_existing_image_in_order(
+    folder: Path, inside: Run, format: str, options: list[str]
+) -> None:
+    if format == "vdi" and "-c" in options:
+        pytest.skip("VDI does not compress")
+    content = random.Random(1).randbytes(64 << 20)
+    Path("source.raw").write_bytes(content)
+    Path("rules").write_text('[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "90000"\n')
+    failing = "driver=raw,file.driver=blkdebug,file.config=rules,file.image.driver=file,file.image.filename=source.raw"
+    inside("create", "-q", "-f", format, "target", str(len(content)), code=0)
+    target = f"driver={format},file.driver=file,file.filename=target"
+    failed = inside("convert", "-n", *options, "--image-opts", "--target-image-opts", failing, target, code=1)
+    assert "Input/output error" in failed.err
+    inside("check", "-q", "-f", format, "target", code=0)
+    with diskwright.open("target", format) as image:
+        for offset in range(0, len(content), 64 << 10):
+            got = image.read_at(offset, 64 << 10)
+            assert got == content[offset : offset + len(got)] or not any(got)
+
+
 DETECTING = "driver=qcow2,detect-zeroes={},file.driver=file,file.filename=top.qcow2"
 
 

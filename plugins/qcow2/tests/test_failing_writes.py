@@ -88,7 +88,9 @@ def test_one_failure_anywhere(tmp_path: Path, options: str) -> None:
         carry_out(node, writes, done)
         assert len(node.calls) > fails
         after = opened(MemoryNode(node.data), writable=False)
-        assert not (found := check(after)).corruptions, (fails, found.findings[:3])
+        found = check(after)
+        assert not found.corruptions, (fails, found.findings[:3])
+        assert not found.leaks, (fails, node.calls[fails - 3 : fails + 3], found.findings[:3])
         for (offset, data), whole in zip(writes, done, strict=True):
             got = after.read_at(offset, len(data))
             for start in range(0, len(data), SECTOR):

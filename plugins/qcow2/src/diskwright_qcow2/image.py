@@ -390,6 +390,8 @@ class Qcow2Image(WritableImage):
         try:
             failed = "writer" in self.__dict__ and self.writer.failed
             if not failed and ("writer" in self.__dict__ or "recorder" in self.__dict__):
+                if "writer" in self.__dict__:
+                    self.writer.give_back_unlinked()
                 self.save()
         finally:
             for node in self.children().values():

@@ -46,6 +46,9 @@ class ImageWriter:
         self.disk = Disk(image.file)
         self._failure: InvalidImage | None = None
         self._packed = 0
+        # Runs of clusters that were handed out for guest data and that no table refers to yet: their first cluster, and
+        # the one behind the last.
+        self._unlinked: dict[int, int] = {}
         image.l2.require_distinct()
         blocks = RefcountBlocks(image.header, image.reader, self.disk.write, image.runtime.refcount_cache)
         self.metadata = MetadataMap(image, blocks.table)
@@ -118,9 +121,27 @@ class ImageWriter:
     def link(self, placements: Sequence[Placement]) -> None:
         """See :meth:`WritableImage.link`."""
         self._require_sound()
+        for placement in placements:
+            start, end = placement.node_offset - placement.head, placement.node_offset + placement.length
+            self._forget_unlinked(start, end + placement.tail)
         link(self, placements)
         if self.order.full:
             self.flush()
+
+    def _forget_unlinked(self, start: int, end: int) -> None:
+        """Tables are going to refer to these bytes of the file."""
+        if self._unlinked:
+            bits = self.header.cluster_bits
+            cluster, behind = start >> bits, -(-end >> bits)
+            while cluster < behind:
+                cluster = self._unlinked.pop(cluster, cluster + 1)
+
+    def give_back_unlinked(self) -> None:
+        """Nothing that was handed out will be written any more: what no table refers to is free."""
+        self._require_sound()
+        for first, end in self._unlinked.items():
+            self.order.release(np.arange(first, end))
+        self._unlinked.clear()
 
     def reserve(self, start: int, end: int) -> int:
         """Give a guest range clusters without writing to them; with subclusters, these stay unallocated.
@@ -133,6 +154,7 @@ class ImageWriter:
             for part in self.parts(placement.offset, placement.offset + placement.length):
                 host = placement.node_offset + part.start - placement.offset
                 entries = self._host_entries(part, host)
+                self._forget_unlinked(host, host + len(entries) * size)
                 self.replace(part, self.own_table(part.l1_index), entries, np.zeros(len(entries), np.uint64))
                 behind = max(behind, host + len(entries) * size)
         if self.order.full:
@@ -167,17 +189,23 @@ class ImageWriter:
         if self.header.has_data_file:
             raise UnsupportedOperation("Compression not supported for images with an external data file")
         refuse_compression(self.image)
-        hosts, tables = [], []
-        for offset, blob in clusters:
-            tables.append(self.own_table(offset // self.header.l1_coverage))
-            self.disk.node.note_event("cluster_alloc_bytes")
-            hosts.append(self._pack(len(blob)))
-        self._write_packed(hosts, [blob for _, blob in clusters])
-        for host, table, (offset, blob) in zip(hosts, tables, clusters, strict=True):
+        bits, hosts, entries = self.header.cluster_bits, [], np.zeros(len(clusters), np.uint64)
+        try:
+            for index, (offset, blob) in enumerate(clusters):
+                self.own_table(offset // self.header.l1_coverage)
+                self.disk.node.note_event("cluster_alloc_bytes")
+                hosts.append(self._pack(len(blob)))
+                entries[index] = layout.compressed_descriptor(hosts[-1], len(blob), bits)
+            self._write_packed(hosts, [blob for _, blob in clusters])
+        except BaseException:
+            self.order.release(compressed_clusters(entries[: len(hosts)], bits))
+            raise
+        for index, (offset, _) in enumerate(clusters):
             part = RangeWithinTable(self.header, offset, offset + 1)
             self.disk.node.note_event("l2_update_compressed")
-            entry = np.array([layout.compressed_descriptor(host, len(blob), self.header.cluster_bits)], np.uint64)
-            self.replace(part, table, entry, np.zeros(1, np.uint64))
+            # Not kept from above: a table that has not changed yet may have made room for others since.
+            table = self.own_table(part.l1_index)
+            self.replace(part, table, entries[index : index + 1], np.zeros(1, np.uint64))
         if self.order.full:
             self.flush()
 
@@ -288,6 +316,7 @@ class ImageWriter:
         """New places for clusters ``first`` to ``last`` - 1 of a range."""
         while first < last:
             run = self.allocator.take(last - first)
+            self._unlinked[run.first] = run.end
             host = run.first << self.header.cluster_bits
             stop = first + run.length
             yield part.placement(self.image.data_node, first, stop, host, entries, bitmaps, False)

@@ -10,6 +10,7 @@ from diskwright.extent import NO_OFFSET, ExtentTable, Flag, Kind, tabulate_block
 from diskwright.facts import CheckResult, Finding, Limits, Severity
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node, Placement, Writable, WritableImage
+from diskwright.zeroing import make_zeros
 
 from .layout import ALLOCATED_OFFSET, BLOCK_SIZE, DYNAMIC, FIRST_SPECIAL, SECTOR_SIZE, STATIC, read_header
 
@@ -34,6 +35,8 @@ class VdiImage(WritableImage):
         self.static = self.header.image_type == STATIC
         self.block_map = BlockMap(self.reader, "<u4", self.header.offset_bmap, self.header.blocks_in_image)
         self._next_block: int | None = None
+        self._unlinked: dict[int, int] = {}
+        """Blocks that were handed out, by the number of the guest's block, and that are not in the map yet."""
 
     @property
     def size(self) -> int:
@@ -72,7 +75,10 @@ class VdiImage(WritableImage):
                 count = min(end, (number + 1) * BLOCK_SIZE) - start
                 head = start % BLOCK_SIZE
                 is_new = entry >= FIRST_SPECIAL
-                place = self.header.offset_data + BLOCK_SIZE * (self._take_block() if is_new else entry) + head
+                if is_new and number not in self._unlinked:
+                    self._unlinked[number] = self._take_block()
+                block = self._unlinked[number] if is_new else entry
+                place = self.header.offset_data + BLOCK_SIZE * block + head
                 around = (head, BLOCK_SIZE - head - count) if is_new else (0, 0)
                 placements.append(Placement(start, count, self.file, place, *around))
         return placements
@@ -97,6 +103,7 @@ class VdiImage(WritableImage):
         for placement in placements:
             place = (placement.node_offset - self.header.offset_data) // BLOCK_SIZE
             self.block_map.change(placement.offset // BLOCK_SIZE, place)
+            self._unlinked.pop(placement.offset // BLOCK_SIZE, None)
         if self.block_map.changed >= MAX_CHANGED:
             self.flush()
 
@@ -115,9 +122,20 @@ class VdiImage(WritableImage):
         """Write what is left to write, and close."""
         try:
             if not self.read_only:
-                self.flush()
+                try:
+                    self._link_zeros()
+                finally:
+                    self.flush()
         finally:
             super().release()
+
+    def _link_zeros(self) -> None:
+        """Blocks that were to be written and were not become zeros, as which they read anyhow: there must be none in the
+        file that the map does not name."""
+        for number, block in self._unlinked.items():
+            make_zeros(self.file, self.header.offset_data + BLOCK_SIZE * block, BLOCK_SIZE, unmap=True)
+            self.block_map.change(number, block)
+        self._unlinked.clear()
 
     def check(self) -> CheckResult:
         """Find blocks in use twice, outside of the disk or of the file, and a wrong number of blocks in the header.
