@@ -118,3 +118,23 @@ def test_power_cuts(image: RecordingNode, change: str) -> None:
     assert seen == {before, after}
     expected = writer.header.build()
     assert image.read_at(0, len(expected)) == expected, "nothing is left of the way"
+
+
+def test_a_disk_grows_when_the_last_sector_that_counts_is_written(tmp_path: Path) -> None:
+    diskwright.create(tmp_path / "image", "qcow2", SIZE)
+    with diskwright.open(tmp_path / "image", "qcow2", writable=True) as found:
+        assert isinstance(found, Qcow2Image)
+        switch_header(found, backing_format="raw")  # so that the names of features end in the second sector
+    data = bytearray((tmp_path / "image").read_bytes())
+    data[514:519] = b"other"  # as others name them
+    image = RecordingNode(data)
+    writer = opened(image, writable=True)
+    hook("resize", size=2 * SIZE, preallocation="off")(writer)
+    writer.close()
+    final = image.read_at(0, 65536)
+    assert final == writer.header.build()
+    for count in range(len(image.steps) + 1):
+        left = image.after(count)
+        assert opened(left).size in (SIZE, 2 * SIZE)
+        if opened(left).size > SIZE:
+            assert left.read_at(0, 65536) == final

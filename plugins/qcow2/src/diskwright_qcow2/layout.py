@@ -35,6 +35,8 @@ HEADER = PackedStruct(
 )
 BACKING_FILE_OFFSET_FIELD = 8
 """Where the place of the backing file's name stands in the header, bytes."""
+REFCOUNT_TABLE_FIELD = 48
+"""The same of the refcount table's place, which its size follows."""
 HEADER_LENGTH_V2 = 72
 
 HEADER_V3 = PackedStruct(
@@ -45,6 +47,10 @@ HEADER_V3 = PackedStruct(
     refcount_order="I",
     header_length="I",
 )
+INCOMPATIBLE_FIELD = 72
+"""Where the incompatible features stand in a version 3 header, bytes."""
+AUTOCLEAR_FIELD = 88
+"""The same of the autoclear features."""
 HEADER_LENGTH_V3_MIN = 104
 
 # Additional fields
@@ -102,10 +108,6 @@ class Compatible(IntFlag):
 
     NONE = 0
     LAZY_REFCOUNTS = 1 << 0
-
-
-AUTOCLEAR_FIELD = 88
-"""Where the autoclear features stand in a version 3 header, bytes."""
 
 
 class Autoclear(IntFlag):

@@ -30,8 +30,6 @@ MAX_DIRTY_BYTES = 32 << 20
 MAX_RELEASED = 1 << 20
 """Clusters given up beyond which the metadata that dropped them is written back."""
 
-_REFCOUNT_TABLE_FIELD = 48
-
 Span = tuple[int, int]
 """First changed entry of a table and the entry behind the last."""
 
@@ -150,7 +148,7 @@ class WriteOrder:
             blocks.write_table(offset)
             self.disk.barrier()
             blocks.note("refblock_alloc_switch_table")
-            self.disk.write(_REFCOUNT_TABLE_FIELD, offset.to_bytes(8, "big") + moved.length.to_bytes(4, "big"))
+            self.disk.write(layout.REFCOUNT_TABLE_FIELD, offset.to_bytes(8, "big") + moved.length.to_bytes(4, "big"))
             self.disk.barrier()
             # Not before: if any of this fails, the table is where it was, and the next flush does it all again.
             left = self.left_by_table

@@ -18,6 +18,7 @@ from diskwright.errors import InvalidImage
 from diskwright.facts import CheckResult
 from diskwright.node import Truncatable
 
+from . import layout
 from .check import Examination, examine, readable_snapshots
 from .layout import Autoclear, Incompatible
 from .order import Disk
@@ -29,9 +30,7 @@ from .snapshots import incomplete, mend_snapshots
 if TYPE_CHECKING:
     from .image import Qcow2Image
 
-_REFCOUNT_TABLE_FIELD = 48
 _NB_SNAPSHOTS_FIELD = 60
-_FEATURES_FIELD = 72
 
 
 def repair(image: Qcow2Image, mode: str) -> CheckResult:
@@ -211,7 +210,7 @@ def _note_features(image: Qcow2Image, features: Incompatible) -> None:
     known = Autoclear(int(header.autoclear_features) & int(Autoclear.SUPPORTED))
     fields = (features, header.compatible_features, known)
     disk.barrier()
-    disk.write(_FEATURES_FIELD, b"".join(int(field).to_bytes(8, "big") for field in fields))
+    disk.write(layout.INCOMPATIBLE_FIELD, b"".join(int(field).to_bytes(8, "big") for field in fields))
     disk.barrier()
     image.header = header.replace(incompatible_features=features, autoclear_features=known)
 
@@ -223,7 +222,7 @@ def _write_structures(image: Qcow2Image, found: Examination) -> None:
     fields = builder.write(builder.spread())
     builder.disk.barrier()
     pointer = fields["refcount_table_offset"].to_bytes(8, "big") + fields["refcount_table_clusters"].to_bytes(4, "big")
-    builder.disk.write(_REFCOUNT_TABLE_FIELD, pointer)
+    builder.disk.write(layout.REFCOUNT_TABLE_FIELD, pointer)
     builder.disk.barrier()
     image.restart(**fields)
 

@@ -186,8 +186,6 @@ class SnapshotView(Qcow2Image):
         self.backing_file = image.backing_file
         self.backing_format = image.backing_format
         self.cluster_size = image.cluster_size
-        self.encrypted = image.encrypted
-        self.crypt = image.crypt
         tables = snapshot_tables(image, entry)
         size = entry.disk_size
         self.header = image.header.replace(size=size, l1_table_offset=entry.l1_table_offset, l1_size=entry.l1_size)

@@ -9,13 +9,11 @@ import numpy as np
 from diskwright.node import SECTOR
 from diskwright.record import Record
 
+from .header import Header
 from .layout import AUTOCLEAR_FIELD, BACKING_FILE_OFFSET_FIELD, Autoclear
 from .order import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from .header import Header
     from .image import Qcow2Image
 
 
@@ -23,7 +21,8 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     """Change fields, extensions and names of the header at one instant.
 
     Everything written before is made durable first, the new header after. A disk writes a sector whole or not at all:
-    where more than one of them changes, the others change while nothing depends on them, see :class:`_Steps`.
+    where more than one of them changes, the others change while nothing depends on them, see :class:`_Detour`. Only a
+    header that has no room for that changes by one write, as all of them do in QEMU.
 
     :param changes: attributes of :class:`~.header.Header`.
     :raises InvalidOption: the new header does not fit into its cluster; nothing has changed.
@@ -36,9 +35,12 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     disk = Disk(image.file)
     image.file.note_event("none")
     old = image.file.read_at(0, len(new))
-    steps = _Steps.plan(image.header, old, new) if _sectors(old, new) > 1 else None
-    for part in steps.parts() if steps is not None else [(0, new)]:
-        _write_difference(disk, *part)
+    detour = _Detour.plan(Header.read(image.reader), old, new) if _sectors(old, new) > 1 else None
+    if detour is None:
+        _write_difference(disk, 0, new)
+        disk.barrier()
+    else:
+        detour.take(disk)
     image.restart(**fields)
 
 
@@ -49,16 +51,15 @@ def _sectors(old: bytes, new: bytes) -> int:
 
 
 def _write_difference(disk: Disk, offset: int, data: bytes) -> None:
-    """Write no more than the bytes that differ, and make them durable."""
+    """Write no more than the bytes that differ."""
     old = disk.node.read_at(offset, len(data))
     if old != data:
         different = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(data, np.uint8)).tolist()
         first, last = different[0], different[-1]
         disk.write(offset + first, data[first : last + 1])
-        disk.barrier()
 
 
-class _Steps(Record):
+class _Detour(Record):
     """The way from one header to another whose difference is not within one sector.
 
     The first sector is changed twice. In between it says what the old header says in so few words that nothing behind
@@ -76,8 +77,8 @@ class _Steps(Record):
     name: bytes
 
     @classmethod
-    def plan(cls, header: Header, old: bytes, new: bytes) -> _Steps | None:
-        """The steps, or nothing where there is no room for them: then the header changes by one write.
+    def plan(cls, header: Header, old: bytes, new: bytes) -> _Detour | None:
+        """The way, or nothing where there is no room for it.
 
         :param header: what the old bytes say.
         """
@@ -91,13 +92,17 @@ class _Steps(Record):
         between = header.build(feature_names=False, name_at=spare)
         return cls(new, between[:SECTOR], spare, name)
 
-    def parts(self) -> Iterator[tuple[int, bytes]]:
-        """What is to be written, offset and bytes, each durable before the next."""
-        yield self.spare, self.name
-        yield 0, self.between
-        yield SECTOR, self.new[SECTOR : self.spare]
-        yield 0, self.new[:SECTOR]
-        yield self.spare, self.new[self.spare :]
+    def take(self, disk: Disk) -> None:
+        """Write all of it, each step durable before the next; what the copy of the name leaves does no harm."""
+        for offset, data in (
+            (self.spare, self.name),
+            (0, self.between),
+            (SECTOR, self.new[SECTOR : self.spare]),
+            (0, self.new[:SECTOR]),
+        ):
+            _write_difference(disk, offset, data)
+            disk.barrier()
+        _write_difference(disk, self.spare, self.new[self.spare :])
 
 
 def clear_autoclear(image: Qcow2Image) -> None:

@@ -33,8 +33,6 @@ _COPIED = np.uint64(layout.OFLAG_COPIED)
 _COMPRESSED = np.uint64(layout.OFLAG_COMPRESSED)
 _ZERO = np.uint64(layout.OFLAG_ZERO)
 
-_INCOMPATIBLE_FIELD = 72
-
 
 class ImageWriter:
     """What is needed to write an image; made by the first change. All methods are called under the image's lock."""
@@ -61,16 +59,13 @@ class ImageWriter:
 
     def _begin(self) -> None:
         """Say in the file that what this writer does not keep up to date cannot be relied on any more."""
-        changed = False
         known = self.header.autoclear_features & Autoclear.SUPPORTED
         if not self.image.bitmaps:
             known &= ~Autoclear.BITMAPS
         if known != self.header.autoclear_features:
             self.disk.write(layout.AUTOCLEAR_FIELD, int(known).to_bytes(8, "big"))
-            self.header = self.image.header = self.header.replace(autoclear_features=known)
-            changed = True
-        if changed:
             self.disk.barrier()
+            self.header = self.image.header = self.header.replace(autoclear_features=known)
 
     def _note_refcounts(self, run: Run) -> None:
         self.metadata.add(run, Overlap.REFCOUNT_BLOCK | Overlap.REFCOUNT_TABLE)
@@ -83,7 +78,7 @@ class ImageWriter:
         """Mark the image as corrupt, and do not write it any more."""
         if self.header.version > 2:
             features = self.header.incompatible_features | Incompatible.CORRUPT
-            self.disk.write(_INCOMPATIBLE_FIELD, int(features).to_bytes(8, "big"))
+            self.disk.write(layout.INCOMPATIBLE_FIELD, int(features).to_bytes(8, "big"))
             self.disk.barrier()
             self.header = self.image.header = self.header.replace(incompatible_features=features)
         self._failure = InvalidImage(

@@ -130,8 +130,10 @@ class VdiImage(WritableImage):
             super().release()
 
     def _link_zeros(self) -> None:
-        """Blocks that were to be written and were not become zeros, as which they read anyhow: there must be none in the
-        file that the map does not name."""
+        """Let blocks that were to be written and were not be zeros, as which they read anyhow.
+
+        There must be none in the file that the map does not name.
+        """
         for number, block in self._unlinked.items():
             make_zeros(self.file, self.header.offset_data + BLOCK_SIZE * block, BLOCK_SIZE, unmap=True)
             self.block_map.change(number, block)
