@@ -205,16 +205,20 @@ def _measure_one(setting: Setting, template: str, file: Path, curves: Sequence[C
     places = {"{file}": str(file), "{out}": str(out), "{copy}": str(copy)}
     words = [places.get(word, word) for word in shlex.split(template)]
     runs: dict[str, list[Any]] = {curve.side: [] for curve in curves}
-    for _ in range(setting.runs):
-        for curve in curves:
+    for number in range(-1, setting.runs):
+        for curve in curves if number % 2 else curves[::-1]:  # who runs first changes from pair to pair
             paths.remove(out)
             if "{copy}" in template:
                 paths.copy(file, copy)
                 paths.settle([copy])
             try:
-                runs[curve.side].append(setting.launcher.run([setting.programs[curve.side], *words]))
+                run = setting.launcher.run([setting.programs[curve.side], *words])
             except RunFailed as error:
                 curve.error = str(error)
+                continue
+            paths.settle(path for path in (out, copy) if path.exists())  # who is next is not to wait for that
+            if number >= 0:  # the first pair warms up
+                runs[curve.side].append(run)
     for curve in curves:
         if not curve.error:
             for quantity in ("cpu", "wall", "peak"):

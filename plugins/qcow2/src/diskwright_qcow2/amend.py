@@ -1,7 +1,8 @@
 """Changing what was laid down when an image was created.
 
 Everything is checked first. Version, refcounts and names then change by one switch of the header, after one to version
-3 with a snapshot table as that wants it, if there is none yet; the size changes by another one. A downgrade to version 2 comes last, when nothing that version 2 cannot say is left.
+3 with a snapshot table as that wants it, if there is none yet; the size changes by another one. A downgrade to version
+2 comes last, when nothing that version 2 cannot say is left.
 """
 
 from __future__ import annotations
