@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ..node import Image, Writable, Zeroing
+from ..node import Image, Writable, WritableImage, Zeroing
 from .base import MIB, DriverTests, patchwork
 from .nodes import MemoryNode, RecordingNode
 from .oracle import qemu_img
@@ -88,6 +88,28 @@ class WritingTests(DriverTests):
         """What has to hold after a crash; override it for a format that cannot change its metadata in one step."""
         self._require_clean(image)
 
+    def test_places_that_were_never_linked_are_given_back(self) -> None:
+        """A copy that fails has asked for places and written to none of them: the disk is as it was, and sound."""
+        self._need_writing()
+        for values in self.variants:
+            node = MemoryNode(writable=True)
+            self.create_in(node, SIZE, values)
+            model = bytearray(SIZE)
+            model[: MIB + 700] = patchwork(MIB + 700, seed=8)
+            self._write_in_pieces(node, bytes(model), MIB + 700)
+            image = self.open_node(node, writable=True)
+            if not isinstance(image, WritableImage):
+                pytest.skip("the driver lets nobody else write its data")
+            with image.lock:
+                image.allocate(MIB // 2, 2 * MIB)
+            for offset, length in ((SIZE - 3000, 2000), (2 * MIB, 100)):  # behind the places, and on one of them
+                model[offset : offset + length] = random.Random(offset).randbytes(length)
+                image.write_at(offset, model[offset : offset + length])
+            image.close()
+            with self.open_node(MemoryNode(node.data)) as image:
+                assert image.read_at(0, SIZE) == model, values
+                self._require_clean(image, leaks=0)
+
     def test_qemu_img_reads_what_was_written(self, tmp_path: Path) -> None:
         """The real qemu-img finds our images sound and reads the same bytes from them."""
         self._need_writing()
@@ -123,10 +145,12 @@ class WritingTests(DriverTests):
         if not isinstance(self.open_node(node, writable=True), Writable):
             pytest.skip("the driver does not write")
 
-    def _require_clean(self, image: Image) -> None:
+    def _require_clean(self, image: Image, *, leaks: int | None = None) -> None:
+        """:param leaks: how many there may be, any number if not told."""
         if self.has("check"):
             result = self.context.formats.call("check", self.name, image=image, repair=None)
             assert (result.corruptions, result.check_errors) == (0, 0), result.findings[:5]
+            assert leaks is None or result.leaks <= leaks, result.findings[:5]
 
     def _write_in_pieces(self, node: MemoryNode, content: bytes, length: int) -> None:
         """Write the first bytes of some content from front to back, in pieces of odd lengths, with some flushes."""
