@@ -9,7 +9,7 @@ import numpy as np
 
 from . import layout
 from .hostspace import Cause
-from .writer import compressed_clusters
+from .packing import compressed_clusters
 
 if TYPE_CHECKING:
     from .image import Qcow2Image

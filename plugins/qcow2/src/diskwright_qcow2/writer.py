@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diskwright.errors import InvalidImage, UnsupportedOperation
+from diskwright.errors import InvalidImage
 from diskwright.node import Placement
 
 from . import layout
 from .allocate import ClusterAllocator, Run
-from .encryption import refuse_compression
 from .hostspace import Cause
 from .layout import Autoclear, Incompatible
 from .linking import link
 from .order import Disk, WriteOrder
 from .overlap import MetadataMap
+from .packing import compressed_clusters, write_compressed
 from .placing import RangeWithinTable, head_length, tail_length, written_bitmaps
 from .refcount import Column, RefcountBlocks
 from .runtime import Overlap
@@ -35,7 +35,10 @@ _ZERO = np.uint64(layout.OFLAG_ZERO)
 
 
 class ImageWriter:
-    """What is needed to write an image; made by the first change. All methods are called under the image's lock."""
+    """What is needed to write an image; made by the first change. All methods are called under the image's lock.
+
+    :ivar packed_end: host offset behind the last compressed cluster, where the next one may go; 0 if none may.
+    """
 
     def __init__(self, image: Qcow2Image) -> None:
         self.image = image
@@ -43,7 +46,7 @@ class ImageWriter:
         self.l2 = image.l2
         self.disk = Disk(image.file)
         self._failure: InvalidImage | None = None
-        self._packed = 0
+        self.packed_end = 0
         # Runs of clusters that were handed out for guest data and that no table refers to yet: their first cluster, and
         # the one behind the last.
         self._unlinked: dict[int, int] = {}
@@ -175,62 +178,15 @@ class ImageWriter:
             )
 
     def _forget_freed(self) -> None:
-        if self._packed and not self.allocator.blocks.count((self._packed - 1) >> self.header.cluster_bits):
-            self._packed = 0  # all that was packed there is gone, and so is the cluster
+        if self.packed_end and not self.allocator.blocks.count((self.packed_end - 1) >> self.header.cluster_bits):
+            self.packed_end = 0  # all that was packed there is gone, and so is the cluster
 
     def write_compressed(self, clusters: Sequence[tuple[int, bytes]]) -> None:
         """Store compressed clusters, each with its guest offset, packed one behind the other."""
         self._require_sound()
-        if self.header.has_data_file:
-            raise UnsupportedOperation("Compression not supported for images with an external data file")
-        refuse_compression(self.image)
-        bits, hosts, entries = self.header.cluster_bits, [], np.zeros(len(clusters), np.uint64)
-        try:
-            for index, (offset, blob) in enumerate(clusters):
-                self.own_table(offset // self.header.l1_coverage)
-                self.disk.node.note_event("cluster_alloc_bytes")
-                hosts.append(self._pack(len(blob)))
-                entries[index] = layout.compressed_descriptor(hosts[-1], len(blob), bits)
-            self._write_packed(hosts, [blob for _, blob in clusters])
-        except BaseException:
-            self.order.release(compressed_clusters(entries[: len(hosts)], bits))
-            raise
-        for index, (offset, _) in enumerate(clusters):
-            part = RangeWithinTable(self.header, offset, offset + 1)
-            self.disk.node.note_event("l2_update_compressed")
-            # Not kept from above: a table that has not changed yet may have made room for others since.
-            table = self.own_table(part.l1_index)
-            self.replace(part, table, entries[index : index + 1], np.zeros(1, np.uint64))
+        write_compressed(self, clusters)
         if self.order.full:
             self.flush()
-
-    def _write_packed(self, hosts: Sequence[int], blobs: Sequence[bytes]) -> None:
-        """Write compressed clusters; those that stand one behind the other at once."""
-        first = 0
-        for last, (host, blob) in enumerate(zip(hosts, blobs, strict=True), 1):
-            if last == len(hosts) or hosts[last] != host + len(blob):
-                self.disk.node.note_event("write_compressed")
-                self.disk.write(hosts[first], b"".join(blobs[first:last]))
-                first = last
-
-    def _pack(self, length: int) -> int:
-        """Host offset for so many bytes, fewer than a cluster; each cluster they touch has one reference more."""
-        bits = self.header.cluster_bits
-        blocks = self.allocator.blocks
-        start = self._packed
-        room = -start % (1 << bits)
-        if room and blocks.count(start >> bits) == blocks.maximum:
-            room = 0
-        if length > room:
-            cluster = self.allocator.take(1).first
-            if room and cluster == (start >> bits) + 1:
-                blocks.add(start >> bits)
-            else:
-                start = cluster << bits
-        else:
-            blocks.add(start >> bits)
-        self._packed = start + length
-        return start
 
     def parts(self, start: int, end: int) -> Iterator[RangeWithinTable]:
         """A guest range cut at the borders of L2 tables."""
@@ -379,20 +335,6 @@ class ImageWriter:
             self.order.release((hosts[plain] >> bits).astype(np.int64), cause)
         if compressed.any():
             self.order.release(compressed_clusters(old[compressed], self.header.cluster_bits), cause)
-
-
-def compressed_clusters(entries: Column, cluster_bits: int) -> Column:
-    """The host clusters that compressed L2 entries refer to, each as often as it is."""
-    shift = np.uint64(layout.compressed_size_shift(cluster_bits))
-    bits = np.uint64(cluster_bits)
-    sector = np.uint64(layout.COMPRESSED_SECTOR)
-    offsets = entries & ((np.uint64(1) << shift) - np.uint64(1))
-    sectors = ((entries & np.uint64(layout.OFLAG_COMPRESSED - 1)) >> shift) + np.uint64(1)
-    start = offsets - offsets % sector
-    first = (start >> bits).astype(np.int64)
-    last = ((start + sectors * sector - np.uint64(1)) >> bits).astype(np.int64)
-    # Compressed data is at most two clusters long: it touches three at most.
-    return np.concatenate([(first + step)[first + step <= last] for step in (0, 1, 2)])
 
 
 def _continues(left: Placement, right: Placement) -> bool:
