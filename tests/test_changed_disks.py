@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,106 @@ def test_a_rebase_does_not_leave_out_zeros_that_are_found(folder: Path, inside: 
     inside("create", "-q", "-f", "qcow2", *options, "-b", "zeros.raw", "-F", "raw", "top.qcow2", code=0)
     inside("rebase", "-b", "data.raw", "-F", "raw", "--image-opts", DETECTING.format("on"), code=0)
     inside("compare", "-q", "-f", "qcow2", "-F", "raw", "top.qcow2", "zeros.raw", code=0)
+
+
+@pytest.mark.parametrize("offset", [0, 1024])
+def test_a_map_of_raw_above_an_overlay_has_the_places_of_all_layers(folder: Path, inside: Run, offset: int) -> None:
+    inside("convert", "-O", "qcow2", "data.raw", "base.qcow2", code=0)
+    inside("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2", code=0)
+    expected = bytearray(Path("data.raw").read_bytes())
+    with diskwright.open("top.qcow2", writable=True) as top:
+        assert isinstance(top, WritableImage)
+        for place, content in ((100 << 10, b"top" * 10000), (600 << 10, bytes(200 << 10))):
+            top.write_at(place, content)
+            expected[place : place + len(content)] = content
+    name = f"driver=raw,offset={offset},file.driver=qcow2,file.file.filename=top.qcow2"
+    lines = inside("map", "--image-opts", name, code=0).out.splitlines()[1:]
+    assert len({line.split()[3] for line in lines}) == 2
+    for start, length, place, file in (line.split() for line in lines):
+        found = Path(file).read_bytes()[int(place, 16) :][: int(length, 16)]
+        assert found == expected[offset + int(start, 16) :][: int(length, 16)]
+    inside("convert", "-O", "raw", "--image-opts", name, "out.raw", code=0)
+    assert Path("out.raw").read_bytes() == expected[offset:]
+
+
+@pytest.mark.parametrize("backing", ["mid.qcow2", "./base.qcow2", "link.qcow2"])
+def test_no_image_takes_the_place_of_a_layer_that_it_stands_on(folder: Path, inside: Run, backing: str) -> None:
+    inside("convert", "-O", "qcow2", "data.raw", "base.qcow2", code=0)
+    inside("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "mid.qcow2", code=0)
+    Path("link.qcow2").symlink_to("base.qcow2")
+    before = Path("base.qcow2").read_bytes()
+    failed = inside("create", "-f", "qcow2", "-b", backing, "-F", "qcow2", "base.qcow2", code=1)
+    assert 'Failed to get "write" lock' in failed.err
+    failed = inside("convert", "-O", "qcow2", "-B", backing, "-F", "qcow2", "data.raw", "base.qcow2", code=1)
+    assert 'Failed to get "write" lock' in failed.err
+    assert Path("base.qcow2").read_bytes() == before
+
+
+TOP = "driver=qcow2,file.filename=top.qcow2"
+
+
+@pytest.fixture
+def disguised(folder: Path, inside: Run) -> bytes:
+    """A raw backing layer that begins like an image, and its overlay; the content of the overlay."""
+    inside("create", "-q", "-f", "qcow2", "inner.qcow2", "1M", code=0)
+    inside("create", "-q", "-f", "qcow2", "-b", "inner.qcow2", "-F", "raw", "top.qcow2", "192k", code=0)
+    Path("other").write_bytes(Path("inner.qcow2").read_bytes())
+    return Path("inner.qcow2").read_bytes()[: 192 << 10].ljust(192 << 10, b"\0")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "backing.file.filename=other",
+        "backing.file.driver=file,backing.file.filename=other",
+        "backing.cache.direct=off",
+        "backing.node-name=below",
+        "backing.file.locking=off",
+        "backing.driver=raw,backing.force-share=on",
+    ],
+)
+def test_what_options_do_not_say_of_a_backing_layer_the_image_does(disguised: bytes, inside: Run, options: str) -> None:
+    inside("convert", "--image-opts", "-O", "raw", f"{TOP},{options}", "out.raw", code=0)
+    assert Path("out.raw").read_bytes() == disguised
+
+
+def test_a_commit_writes_the_layer_that_is_meant_in_a_tree_of_layers(folder: Path, inside: Run) -> None:
+    """Not one above or below it, in whatever way they are named."""
+    inside("convert", "-O", "qcow2", "data.raw", "base", code=0)
+    for name, below in (("mid", "base"), ("top", "mid")):
+        inside("create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", name, code=0)
+    with diskwright.open("top", writable=True) as top:
+        assert isinstance(top, WritableImage)
+        top.write_at(5000, b"top")
+    tree = {"driver": "qcow2", "file": {"driver": "file", "filename": "base"}}
+    for name in ("mid", "top"):
+        tree = {"driver": "qcow2", "file": {"driver": "file", "filename": name}, "backing": tree}
+    with diskwright.open("base"):  # which is read by somebody meanwhile, and so must not be opened for writing
+        inside("commit", "-d", f"json:{json.dumps(tree)}", code=0)
+    with diskwright.open("mid") as mid, diskwright.open("base") as base:
+        assert mid.read_at(5000, 3) == b"top" != base.read_at(5000, 3)
+    inside("commit", "-b", "base", f"json:{json.dumps(tree)}", code=0)
+    with diskwright.open("base") as base:
+        assert base.read_at(5000, 3) == b"top"
+
+
+def test_a_layer_that_only_options_name_does_not_show_where_zeros_are(folder: Path, inside: Run) -> None:
+    """Nor behind the end of a disk that has grown."""
+    half = 1 << 19
+    inside("create", "-q", "-f", "qcow2", "top.qcow2", str(half), code=0)
+    named = f"{TOP},backing.driver=raw,backing.file.filename=data.raw"
+    inside("resize", "-q", "--image-opts", named, str(2 * half), code=0)
+    inside("convert", "--image-opts", "-O", "raw", named, "out.raw", code=0)
+    assert Path("out.raw").read_bytes() == Path("data.raw").read_bytes()[:half] + bytes(half)
+    inside("create", "-q", "-f", "qcow2", "-o", "compat=0.10", "top.qcow2", str(half), code=0)
+    with diskwright.open("top.qcow2", writable=True) as top:
+        assert isinstance(top, WritableImage)
+        top.write_at(0, b"\1" * half)
+    with open("zeros.raw", "wb") as file:
+        file.truncate(half)
+    inside("convert", "-n", "-f", "raw", "--target-image-opts", "zeros.raw", named, code=0)
+    inside("convert", "--image-opts", "-O", "raw", named, "out.raw", code=0)
+    assert Path("out.raw").read_bytes() == bytes(half)
 
 
 @pytest.mark.parametrize("options", [["-B", "data.raw", "-F", "raw"], ["-o", "backing_file=data.raw,backing_fmt=raw"]])

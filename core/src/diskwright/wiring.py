@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from .errors import ImageError, InvalidOption, UnknownFormat
-from .filenames import FileName, local_filename, parse_filename
+from .filenames import FileName, backing_filename, local_filename, parse_filename
 from .graph import OpenRequest, attach_backing, format_permissions, open_format, permissions, probe, runtime_options
 from .hookspecs import FilterOptions
 from .known import did_you_mean
 from .node import Image, Lockable, Node
 from .options import Option, declaration_name, runtime_values
-from .passing import Passing
+from .passing import Passing, naming_file
 from .registry import install_hint
 from .tracing import watch
 from .trees import JSON_PREFIX, MAX_DEPTH, Scalar, Tree, flat, json_name, nested, scalar_text, take_node_options
@@ -226,7 +226,12 @@ class _Wiring:
             return
         if not request.backing:
             return
-        below = request.replace(writable=1 in request.writable_depths, exclusive=True, options=None)
+        deeper = frozenset(depth - 1 for depth in request.writable_depths if depth > 1)
+        below = request.replace(
+            writable=1 in request.writable_depths, writable_depths=deeper, exclusive=True, options=None
+        )
+        if isinstance(backing, dict):
+            self._complete_backing(image, backing)
         try:
             node = self._node(backing, below, protocol=False)
         except ImageError as error:
@@ -234,6 +239,23 @@ class _Wiring:
         image.backing = node
         self.trees[id(image)]["backing"] = self.trees.get(id(node), {})
         image.filename = json_name(self.trees[id(image)])
+
+    def _complete_backing(self, image: Image, tree: Tree) -> None:
+        """What a tree does not say of the backing layer, the image does: its format, and the file.
+
+        A format is not to be guessed where the image names it: the bytes of a raw layer may say anything.
+        """
+        format = image.backing_format
+        if "driver" not in tree and format is not None and not self.context.protocols.knows(format):
+            tree["driver"] = format
+        driver = tree.get("driver")
+        if image.backing_file is None or (isinstance(driver, str) and not self.context.formats.knows(driver)):
+            return
+        file = tree.setdefault("file", {})
+        if isinstance(file, dict) and not {"driver", "filename", "file"} & file.keys():
+            name = backing_filename(naming_file(image), image.backing_file)
+            if not name.startswith(JSON_PREFIX):
+                file["filename"] = _Name(name)
 
     # Filters
 

@@ -227,6 +227,9 @@ def test_what_cannot_be_added(tmp_path: Path, qemu_img: QemuImg) -> None:
     qemu_img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", path, "1M")
     with opened(path) as image, pytest.raises(InvalidOption, match="^Cannot store dirty bitmaps in qcow2 v2 files$"):
         call("bitmap_add", image, bitmap=Bitmap("b", 65536, enabled=True))
+    qemu_img("create", "-q", "-f", "qcow2", path, "0")
+    with opened(path) as image, pytest.raises(InvalidOption, match="^A disk without content has no bitmaps$"):
+        call("bitmap_add", image, bitmap=Bitmap("b", 65536, enabled=True))
 
 
 @pytest.mark.parametrize("sizes", [(3 << 20, 1 << 20), (12 << 20,), (1 << 20, 20 << 20), (5 << 20, 5 << 20)])

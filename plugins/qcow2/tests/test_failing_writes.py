@@ -11,10 +11,11 @@ import pytest
 
 import diskwright
 from diskwright.errors import ImageError
-from diskwright.hookspecs import OpenOptions
+from diskwright.hookspecs import Bitmap, OpenOptions
 from diskwright.node import SECTOR, Bytes, Node
 from diskwright.testing import MemoryNode
 from diskwright_qcow2 import refcount
+from diskwright_qcow2.bitmap_ops import add_bitmap, bitmap_ranges, list_bitmaps
 from diskwright_qcow2.check import check
 from diskwright_qcow2.image import Qcow2Image
 
@@ -96,6 +97,64 @@ def test_one_failure_anywhere(tmp_path: Path, options: str) -> None:
             for start in range(0, len(data), SECTOR):
                 part = got[start : start + SECTOR]
                 assert part == data[start : start + SECTOR] or (not whole and not any(part)), (fails, offset + start)
+
+
+def test_what_was_not_written_is_not_counted_when_no_table_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diskwright.create(tmp_path / "image", "qcow2", SIZE)
+    node = MemoryNode((tmp_path / "image").read_bytes(), writable=True)
+    image = opened(node, writable=True)
+    image.allocate(1 << 20, 1 << 20)
+    image.write_at(0, b"x")
+
+    def full() -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image.writer.order, "_write_l2", full)
+    assert not attempt(image.close)
+    found = check(opened(MemoryNode(node.data), writable=False))
+    assert (found.corruptions, found.leaks) == (0, 2)  # the table, and the cluster that it was to refer to
+
+
+def store(image: Qcow2Image) -> None:
+    image.write_at(0, b"2" * (3 << 20))
+
+
+def zero(image: Qcow2Image) -> None:
+    image.write_zeroes(0, 3 << 20, unmap=False)
+
+
+def compress(image: Qcow2Image) -> None:
+    size = image.header.cluster_size
+    blob = image.compress(memoryview(b"2" * size))
+    assert blob is not None
+    image.write_compressed([(offset, blob) for offset in range(0, 3 << 20, size)])
+
+
+@pytest.mark.parametrize("change", [store, zero, compress])
+@pytest.mark.parametrize("options", ["default", "table moves", "extended"])
+def test_bitmaps_have_what_a_failing_command_has_changed(
+    tmp_path: Path, options: str, change: Callable[[Qcow2Image], None]
+) -> None:
+    diskwright.create(tmp_path / "image", "qcow2", SIZE, **IMAGES[options])
+    with diskwright.open(tmp_path / "image", "qcow2", writable=True) as found:
+        assert isinstance(found, Qcow2Image)
+        found.write_at(0, b"1" * (1 << 20))
+        add_bitmap(found, Bitmap("b", 65536, enabled=True))
+    start = (tmp_path / "image").read_bytes()
+    node = FailingNode(start, -1)
+    with opened(node, writable=True) as image:
+        change(image)
+    for fails in range(0, len(node.calls), max(1, len(node.calls) // 20)):
+        node = FailingNode(start, fails)
+        image = opened(node, writable=True)
+        attempt(lambda image=image: change(image))  # type: ignore[misc]
+        attempt(image.close)
+        after = opened(MemoryNode(node.data), writable=False)
+        bitmap = next(bitmap for bitmap in list_bitmaps(after) if bitmap.name == "b")
+        changed = after.read_at(0, 1 << 20) != b"1" * (1 << 20)
+        assert not changed or bitmap.inconsistent or list(bitmap_ranges(after, "b")), fails
 
 
 def carry_out(node: FailingNode, writes: list[tuple[int, bytes]], done: list[bool]) -> None:

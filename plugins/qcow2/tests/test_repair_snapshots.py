@@ -105,6 +105,21 @@ def test_too_much_extra_data(path: Path, qemu_img: Callable[..., str], tmp_path:
         assert [data[i << 16] for i in range(4)] == [i + 1 if i <= number else 0 for i in range(4)]
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_table_at_a_place_that_cannot_be(path: Path, qemu_img: Callable[..., str], number: int) -> None:
+    data = bytearray(path.read_bytes())
+    offset = int.from_bytes(data[64:72], "big")
+    data[offset + 8 : offset + 1008] = data[offset : offset + 1000]
+    data[64:72] = (offset + 8).to_bytes(8, "big")
+    if not number:
+        data[60:64] = bytes(4)
+    path.write_bytes(data)
+    for mode in (None, "leaks", "all"):
+        found = diskwright.check(path, repair=mode)
+        assert found.failure == "Invalid argument"
+        assert str(found.cause) == "ERROR snapshot table offset invalid"
+
+
 def test_too_many(path: Path, qemu_img: Callable[..., str]) -> None:
     write_table(path, [24, 24, 24], 65536)
     with pytest.raises(InvalidImage, match="Snapshot table too large"):

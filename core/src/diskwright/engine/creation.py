@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidOption, LockConflict, UnknownFormat, UnsupportedOperation
 from ..filenames import FileName, backing_filename, parse_filename
-from ..graph import OpenRequest, attach_backing, open_format
+from ..graph import MAX_CHAIN, OpenRequest, attach_backing, open_format
 from ..hookspecs import CreatedNode, CreateOptions
 from ..known import READ_ONLY_FORMATS
 from ..node import SECTOR, Image, Node, Truncatable, all_nodes
 from ..options import Option, formatting_line, merge_declared
+from ..passing import naming_file
 from ..record import Record
 from ..registry import PACKAGES
 
@@ -46,14 +47,40 @@ class Creation:
         return node
 
     def _require_unused(self, name: FileName) -> None:
-        if not self._sources:
-            return
+        if self._sources and (present := self._present(name)) is not None:
+            with present:
+                require_unused(present, self._sources)
+
+    def _present(self, name: FileName) -> Node | None:
+        """What has the name of a new file; ``None`` if nothing has, or if creating will say what is wrong with it."""
         try:
-            present = self.context.gate.open(name, writable=False, role=None, cache=self.cache)
+            return self.context.gate.open(name, writable=False, role=None, cache=self.cache)
         except ImageError:
-            return  # nothing is there, or creating will say what is wrong with it
+            return None
+
+    def _require_not_below(self, filename: str, values: Mapping[str, Any]) -> None:
+        """Refuse to put an image in the place of a layer that it is to stand on; those that are missing do not matter.
+
+        :raises LockConflict: it would be its own backing file, or that of one of them.
+        """
+        backing: str | None = values.get("backing_file")
+        format: str | None = values.get("backing_fmt")
+        present = self._present(parse_filename(filename)) if backing else None
+        if present is None:
+            return
+        place = filename
         with present:
-            require_unused(present, self._sources)
+            for _ in range(MAX_CHAIN):
+                if backing is None:
+                    return
+                name = backing_filename(place, backing)
+                try:
+                    layer = self.context.open(name, format, force_share=True, describe_only=True)
+                except ImageError:
+                    return
+                with layer:
+                    require_unused(present, [layer])
+                    place, backing, format = naming_file(layer), layer.backing_file, layer.backing_format
 
     def child(self, path: str, size: int, preallocation: str) -> Node:
         """A further file of the image, named by the user."""
@@ -70,6 +97,7 @@ class Creation:
         """
         format = self.context.formats.proper_name(format)
         values = _with_proper_backing(self.context, values)
+        self._require_not_below(filename, values)
         # What a format declares itself is its own business, what it does not is the protocol's.
         own = {option.name for option in self.context.formats.call("creation_options", format)}
         others = {name: value for name, value in values.items() if name not in own}

@@ -68,6 +68,8 @@ def _require_addable(image: Qcow2Image, bitmap: Bitmap) -> None:
     header = image.header
     if header.version < 3:
         raise InvalidOption("Cannot store dirty bitmaps in qcow2 v2 files")
+    if not image.size:
+        raise InvalidOption("A disk without content has no bitmaps")
     if any(entry.name == bitmap.name for entry in image.bitmaps):
         raise InvalidOption(f"Bitmap already exists: {bitmap.name}")
     size = bitmap.granularity

@@ -90,6 +90,8 @@ def readable_snapshots(
     error = None
     if image.mended is not None:
         snapshots = image.mended.entries
+    elif header.snapshots_offset % header.cluster_size:
+        error = InvalidImage("ERROR snapshot table offset invalid")
     elif header.nb_snapshots > layout.MAX_SNAPSHOTS:
         left = header.nb_snapshots - layout.MAX_SNAPSHOTS
         hint = f"You can force-remove all {left} overhanging snapshots with qemu-img check -r all"

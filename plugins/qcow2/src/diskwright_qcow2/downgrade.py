@@ -153,7 +153,7 @@ class _Batch:
         hosts = (entries[zero] & _OFFSET_MASK).astype(np.int64) >> self.image.header.cluster_bits
         self._released.append(np.repeat(hosts[hosts != 0], uses))
         entries[zero] = 0
-        if self.image.backing_file is not None:
+        if self.image.stands_on_another:
             entries[zero] = self._zero_clusters(int(zero.sum()), uses)
         self._tables.append((offset, old, table))
 

@@ -307,8 +307,17 @@ class Qcow2Image(WritableImage):
         with self.lock:
             _ = self.writer  # the image is sound from here on
             self.recorder.begin()
+            self.recorder.add(offset, length)  # before: some of it may have changed when the rest fails
             yield
-            self.recorder.add(offset, length)
+
+    @property
+    def stands_on_another(self) -> bool:
+        """Whether another layer may show where this one has nothing.
+
+        It may do so for whoever opens the image otherwise: with a layer that options name, or without one that the
+        header names.
+        """
+        return self.backing is not None or self.backing_file is not None or self.header.backing_file is not None
 
     @cached_property
     def recorder(self) -> BitmapRecorder:
@@ -322,13 +331,13 @@ class Qcow2Image(WritableImage):
         writer = self.writer
         self.recorder.begin()
         placements = writer.allocate(offset, length)
+        # Not when they are linked: what has its place already is written over, and may be when that fails.
+        self.recorder.add(offset, length)
         return placements if self.cipher is None else self.cipher.cover(placements)
 
     def link(self, placements: Sequence[Placement]) -> None:
         """Let the L2 tables refer to what has been written."""
         self.writer.link(placements if self.cipher is None else self.cipher.uncover(placements))
-        for placement in placements:
-            self.recorder.add(placement.offset, placement.length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
         """Make a guest range read as zeros, by L2 entries where that is possible."""
@@ -358,9 +367,9 @@ class Qcow2Image(WritableImage):
         with self.lock:
             writer = self.writer
             self.recorder.begin()
-            writer.write_compressed(clusters)
             for offset, _ in clusters:
                 self.recorder.add(offset, min(self.header.cluster_size, self.size - offset))
+            writer.write_compressed(clusters)
 
     def new_reads_zero(self) -> bool:
         """Whether all reads as zeros after creation: with preallocation, if the file that it took space in does."""

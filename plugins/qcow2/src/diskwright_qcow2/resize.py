@@ -130,7 +130,7 @@ def _clear(image: Qcow2Image, start: int, end: int) -> None:
     boundary = -(-start // size) * size
     # A disk that was cut off in the midst of a crash may have entries there.
     drop_range(image, boundary, -(-end // size) * size)
-    below = image.backing.size if image.backing_file is not None and image.backing is not None else 0
+    below = image.backing.size if image.backing is not None else 0
     stop = min(end, max(boundary, -(-below // SECTOR) * SECTOR))
     write_zeroes(image, image.writer, start, stop - start, unmap=False)
 

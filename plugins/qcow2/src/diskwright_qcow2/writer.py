@@ -135,11 +135,14 @@ class ImageWriter:
                 cluster = self._unlinked.pop(cluster, cluster + 1)
 
     def give_back_unlinked(self) -> None:
-        """Nothing that was handed out will be written any more: what no table refers to is free."""
+        """Nothing that was handed out will be written any more: what no table refers to is free, as it was before."""
         self._require_sound()
-        for first, end in self._unlinked.items():
-            self.order.release(np.arange(first, end))
-        self._unlinked.clear()
+        if self._unlinked:
+            runs = [np.arange(first, end) for first, end in self._unlinked.items()]
+            self._unlinked.clear()
+            lowest = self.allocator.blocks.subtract(np.concatenate(runs))
+            if lowest >= 0:
+                self.allocator.freed(lowest)
 
     def reserve(self, start: int, end: int) -> int:
         """Give a guest range clusters without writing to them; with subclusters, these stay unallocated.

@@ -50,10 +50,10 @@ def _write_zeroes(image: Qcow2Image, writer: ImageWriter, offset: int, length: i
     _zero_bytes(image, offset, inner_start)
     if image.header.raw_data_file:
         zero_data_file(image, inner_start, inner_end, unmap)
-    if image.header.version == 2 and (image.backing_file is not None or not unmap):
+    if image.header.version == 2 and (image.stands_on_another or not unmap):
         _zero_bytes(image, inner_start, inner_end)
     else:
-        _zero_clusters(image, writer, inner_start, inner_end, unmap, mark or image.backing_file is not None)
+        _zero_clusters(image, writer, inner_start, inner_end, unmap, mark or image.stands_on_another)
     _zero_bytes(image, inner_end, end)
 
 
@@ -67,7 +67,7 @@ def discard(image: Qcow2Image, writer: ImageWriter, offset: int, length: int) ->
     start = -(-offset // size) * size
     if end != image.header.disk_size:
         end = end // size * size
-    if start < end and not (image.header.version == 2 and image.backing_file is not None):
+    if start < end and not (image.header.version == 2 and image.stands_on_another):
         _write_zeroes(image, writer, start, end - start, unmap=True, mark=False)
 
 

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable, Iterator, Sequence
 
 from diskwright.errors import InvalidOption, io_error
-from diskwright.extent import Extent, ExtentTable, Flag, Kind
+from diskwright.extent import Extent, ExtentTable, Kind
 from diskwright.hookspecs import OpenOptions
 from diskwright.node import (
     SECTOR,
@@ -75,10 +75,22 @@ class RawImage(WritableImage):
 
     def _map_file(self, start: int, length: int) -> Iterable[Extent | ExtentTable]:
         if isinstance(self.file, Image):
-            # An image below may have backing layers of its own, of which its map says nothing.
-            return [Extent(start - self._start, length, Kind.DATA, self.file, start, Flag.SPARSE)]
+            from diskwright.engine.chain import resolve
+
+            return map(self._in_one_layer, resolve(self.file, start, length, holes=False))
         extents = self.file.extents(start, length)
         return (self._moved(item) for item in extents) if self._start else extents
+
+    def _in_one_layer(self, table: ExtentTable) -> ExtentTable:
+        """The map of an image below through all its layers, which are one to whoever reads this disk."""
+        rows = table.rows.copy()
+        rows["offset"] -= self._start
+        rows["depth"] = 0
+        return ExtentTable(rows, table.nodes)
+
+    def read_encoded(self, offset: int, buffer: memoryview) -> None:
+        """What an image below has compressed or encrypted."""
+        self.read_into(offset, buffer)
 
     def _moved(self, item: Extent | ExtentTable) -> Extent | ExtentTable:
         if isinstance(item, Extent):
