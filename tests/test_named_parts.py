@@ -45,3 +45,27 @@ def test_a_file_of_an_odd_size_ends_in_zeros(driver: str, tmp_path: Path, inside
     if '"compressed"' not in real:  # before 8.2
         mapped = mapped.replace('"compressed": false, ', "")
     assert mapped == real
+
+
+@pytest.mark.parametrize(
+    ("tree", "is_file"),
+    [
+        ("driver=blkdebug,image.filename=image", True),
+        ("driver=blkverify,test.driver=raw,test.file.filename=image,raw.filename=image", True),
+        ("driver=blkverify,test.filename=image,raw.filename=image", False),
+        ("driver=quorum,vote-threshold=1,children.0.filename=image,children.1.filename=image", False),
+    ],
+)
+def test_what_filters_name_by_a_file_name_alone(
+    tree: str, is_file: bool, tmp_path: Path, inside: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside("create", "-q", "-f", "qcow2", "image", "1M", code=0)
+    shown = inside("info", "-U", "--image-opts", tree, code=0 if is_file else 1)
+    real = qemu_img("info", "-U", "--image-opts", tree, check=False)
+    assert real.returncode == shown.code
+    if is_file:
+        assert f"virtual size: {Path('image').stat().st_size // 1024} KiB" in shown.out
+    else:
+        assert "Must specify either driver or file" in shown.err
+        assert "Must specify either driver or file" in real.stderr

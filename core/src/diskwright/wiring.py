@@ -26,6 +26,8 @@ from .zeroing import detect_zeros
 if TYPE_CHECKING:
     from .context import Context
 
+FILE_ROLES = frozenset({"file", "image", "raw", "log"})
+"""Roles of what filters stand on or write besides."""
 MAX_OPTION_FILE = 1 << 20
 """Most bytes of a file that an option names, such as blkdebug's rules."""
 
@@ -264,8 +266,10 @@ class _Wiring:
         children: dict[str, Node] = {}
         with ExitStack() as undo:
             for role, value in list(_taken(tree, filters.call("child_roles", driver))):
-                # As QEMU has it: what a filter's ``file`` names by nothing but a file name is that file, not an image.
-                children[role] = self._child(value, request, undo, protocol=protocol or role == "file")
+                # As QEMU has it: what these name by nothing but a file name is that file, not an image.
+                named_only = role in FILE_ROLES and isinstance(value, dict) and "driver" not in value
+                is_file = protocol or role == "file" or named_only
+                children[role] = self._child(value, request, undo, protocol=is_file)
             declared = filters.call("runtime_options", driver) if filters.has("runtime_options", driver) else ()
             values = flat(tree)
             unknown = f"Block format '{driver}' does not support the option '{{}}'"
