@@ -146,6 +146,8 @@ def _write_differences(
     cluster = top.cluster_size or CELL
     block = cluster if request.compress else top.subcluster_size or cluster
     shared = block != (top.subcluster_size or cluster)
+    # Two ranges may be in the same cluster, which must not be allocated twice.
+    singly = top.subcluster_size not in (None, top.cluster_size) or isinstance(top, AlwaysCompressing)
     step = -(-CELL // block) * block
     old_bytes, new_bytes = memoryview(bytearray(step)), memoryview(bytearray(step))
     zeroed = _Zeroed(top)
@@ -164,8 +166,11 @@ def _write_differences(
         if request.compress:
             for first, last in data:
                 _compress(top, start + first, old[first:last], block)
+        elif singly:
+            for first, last in data:
+                top.write_at(start + first, old[first:last])
         else:
-            _write(top, start, old, data)
+            write_beside(top, data, start, old)
         progress(end, top.size)
     zeroed.finish()
     progress(top.size, top.size)
@@ -208,21 +213,6 @@ class _Zeroed:
             # Of what else is absent there may be far more.
             met = lasts.searchsorted(starts, side="right") < firsts.searchsorted(ends)
             yield from zip(starts[met].tolist(), ends[met].tolist(), strict=True)
-
-
-def _write(top: WritableImage, start: int, old: memoryview, ranges: list[Range]) -> None:
-    """Write ranges of a part of the disk: clusters are found for all of them before, and linked after.
-
-    :param start: where the part begins, bytes.
-    :param old: its bytes.
-    """
-    shared = top.subcluster_size not in (None, top.cluster_size)
-    if shared or isinstance(top, AlwaysCompressing):
-        # Two ranges may be in the same cluster, which must not be allocated twice.
-        for first, last in ranges:
-            top.write_at(start + first, old[first:last])
-        return
-    write_beside(top, ranges, start, old)
 
 
 def _compress(top: WritableImage, offset: int, data: memoryview, block: int) -> None:
