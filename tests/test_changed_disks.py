@@ -148,6 +148,17 @@ def test_no_image_takes_the_place_of_a_layer_that_it_stands_on(folder: Path, ins
     assert Path("base.qcow2").read_bytes() == before
 
 
+def test_a_missing_layer_does_not_hide_those_above_it(folder: Path, inside: Run) -> None:
+    inside("convert", "-O", "qcow2", "data.raw", "base.qcow2", code=0)
+    for name, below in (("mid.qcow2", "base.qcow2"), ("top.qcow2", "mid.qcow2")):
+        inside("create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", name, code=0)
+    before = Path("mid.qcow2").read_bytes()
+    Path("base.qcow2").unlink()
+    failed = inside("create", "-f", "qcow2", "-u", "-b", "top.qcow2", "-F", "qcow2", "mid.qcow2", "1M", code=1)
+    assert 'Failed to get "write" lock' in failed.err
+    assert Path("mid.qcow2").read_bytes() == before
+
+
 TOP = "driver=qcow2,file.filename=top.qcow2"
 
 

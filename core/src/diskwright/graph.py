@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,38 @@ def attach_backing(context: Context, top: Image, request: OpenRequest) -> None:
         seen.add(identity)
         layer = backing
     raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=top.filename)
+
+
+def each_layer(
+    context: Context, filename: str, format: str | None = None, *, force_share: bool = False, cache: str = "writeback"
+) -> Iterator[Image]:
+    """Open an image and all layers below it for their descriptions, top first; only one of them is open at a time.
+
+    :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
+    :raises RefusedByPolicy: there is a backing file and the policy forbids to open what an image names.
+    """
+    seen: set[Hashable] = set()
+    name = filename
+    for depth in range(MAX_CHAIN):
+        if depth:
+            context.gate.policy.require_role("backing", name)
+        with context.open(
+            name, format, backing=False, describe_only=True, force_share=force_share, cache=cache
+        ) as image:
+            identity = image.identity()
+            if identity is not None and identity in seen:
+                raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=name)
+            seen.add(identity)
+            yield image
+            stated, format = image.backing_file, image.backing_format
+            if stated is None:
+                return
+            try:
+                name = backing_filename(naming_file(image), stated)
+            except InvalidOption:
+                message = f"Could not determine absolute backing filename, but backing filename '{stated}' present"
+                raise InvalidOption(message) from None
+    raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=filename)
 
 
 def _open_layer(context: Context, filename: str, format: str | None, request: OpenRequest, role: str | None) -> Image:

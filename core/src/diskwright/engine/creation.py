@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidOption, LockConflict, UnknownFormat, UnsupportedOperation
 from ..filenames import FileName, backing_filename, parse_filename
-from ..graph import MAX_CHAIN, OpenRequest, attach_backing, open_format
+from ..graph import OpenRequest, attach_backing, each_layer, open_format
 from ..hookspecs import CreatedNode, CreateOptions
 from ..known import READ_ONLY_FORMATS
 from ..node import SECTOR, Image, Node, Truncatable, all_nodes
 from ..options import Option, formatting_line, merge_declared
-from ..passing import naming_file
 from ..record import Record
 from ..registry import PACKAGES
 
@@ -64,23 +63,18 @@ class Creation:
         :raises LockConflict: it would be its own backing file, or that of one of them.
         """
         backing: str | None = values.get("backing_file")
-        format: str | None = values.get("backing_fmt")
         present = self._present(parse_filename(filename)) if backing else None
-        if present is None:
+        if backing is None or present is None:
             return
-        place = filename
+        name = backing_filename(filename, backing)
         with present:
-            for _ in range(MAX_CHAIN):
-                if backing is None:
-                    return
-                name = backing_filename(place, backing)
-                try:
-                    layer = self.context.open(name, format, force_share=True, describe_only=True)
-                except ImageError:
-                    return
-                with layer:
+            try:
+                for layer in each_layer(self.context, name, values.get("backing_fmt"), force_share=True):
                     require_unused(present, [layer])
-                    place, backing, format = naming_file(layer), layer.backing_file, layer.backing_format
+            except LockConflict:
+                raise
+            except ImageError:
+                return  # whoever opens the image is told
 
     def child(self, path: str, size: int, preallocation: str) -> Node:
         """A further file of the image, named by the user."""

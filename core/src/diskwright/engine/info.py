@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError, InvalidImage, InvalidOption
 from ..facts import Description, Limits, Snapshot
 from ..filenames import backing_filename
+from ..graph import each_layer
 from ..node import SECTOR, Image, Node
 from ..passing import Passing, naming_file
 from ..record import Record
@@ -17,10 +18,8 @@ from ..trees import JSON_PREFIX
 if TYPE_CHECKING:
     from ..context import Context
 
-MAX_CHAIN = 1000
-"""Most layers of a chain that are described."""
 MAX_NESTED = 100
-"""Most of those that are described one inside the other."""
+"""Most layers of a chain that are described one inside the other."""
 
 
 class NodeInfo(Record):
@@ -101,34 +100,9 @@ def inspect_chain(
     limits: bool = False,
     cache: str = "writeback",
 ) -> list[NodeInfo]:
-    """Describe an image and all layers below it, top first; only one of them is open at a time.
-
-    :raises InvalidImage: the chain comes back to a file that is already in it, by whatever name, or is too long.
-    :raises RefusedByPolicy: there is a backing file and the policy forbids to open what an image names.
-    """
-    described: list[NodeInfo] = []
-    seen: set[Hashable] = set()
-    name: str | None = filename
-    while name is not None:
-        if described:
-            context.gate.policy.require_role("backing", name)
-        if len(described) == MAX_CHAIN:
-            raise InvalidImage(f"The backing chain has more than {MAX_CHAIN} layers", filename=filename)
-        with context.open(
-            name, format, backing=False, describe_only=True, force_share=force_share, cache=cache
-        ) as image:
-            identity = image.identity()
-            if identity is not None and identity in seen:
-                raise InvalidImage(f"Backing file '{name}' creates an infinite loop.", filename=name)
-            seen.add(identity)
-            described.append(_described(context, image, limits))
-        stated = described[-1].backing_file
-        if stated is not None and described[-1].backing_path is None:
-            raise InvalidOption(
-                f"Could not determine absolute backing filename, but backing filename '{stated}' present"
-            )
-        name, format = described[-1].backing_path, described[-1].backing_format
-    return described
+    """Describe an image and all layers below it, top first; see :func:`diskwright.graph.each_layer`."""
+    layers = each_layer(context, filename, format, force_share=force_share, cache=cache)
+    return [_described(context, image, limits) for image in layers]
 
 
 def describe_node(context: Context, node: Node) -> NodeInfo:
