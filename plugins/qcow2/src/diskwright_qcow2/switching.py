@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diskwright.node import SECTOR
-from diskwright.record import Record
 
 from .header import Header
 from .layout import AUTOCLEAR_FIELD, BACKING_FILE_OFFSET_FIELD, Autoclear
@@ -21,7 +21,7 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     """Change fields, extensions and names of the header at one instant.
 
     Everything written before is made durable first, the new header after. A disk writes a sector whole or not at all:
-    where more than one of them changes, the others change while nothing depends on them, see :class:`_Detour`. Only a
+    where more than one of them changes, the others change while nothing depends on them, see :func:`_detour`. Only a
     header that has no room for that changes by one write, as all of them do in QEMU.
 
     :param changes: attributes of :class:`~.header.Header`.
@@ -35,12 +35,11 @@ def switch_header(image: Qcow2Image, **changes: Any) -> None:
     disk = Disk(image.file)
     image.file.note_event("none")
     old = image.file.read_at(0, len(new))
-    detour = _Detour.plan(Header.read(image.reader), old, new) if _sectors(old, new) > 1 else None
-    if detour is None:
-        _write_difference(disk, 0, new)
-        disk.barrier()
-    else:
-        detour.take(disk)
+    steps = _detour(Header.read(image.reader), old, new) if _sectors(old, new) > 1 else [new]
+    for before, after in pairwise([old, *steps]):
+        if before != after:
+            _write_difference(disk, before, after)
+            disk.barrier()
     image.restart(**fields)
 
 
@@ -50,59 +49,33 @@ def _sectors(old: bytes, new: bytes) -> int:
     return int(np.count_nonzero(np.logical_or.reduceat(different, np.arange(0, len(new), SECTOR))))
 
 
-def _write_difference(disk: Disk, offset: int, data: bytes) -> None:
+def _write_difference(disk: Disk, before: bytes, after: bytes) -> None:
     """Write no more than the bytes that differ."""
-    old = disk.node.read_at(offset, len(data))
-    if old != data:
-        different = np.flatnonzero(np.frombuffer(old, np.uint8) != np.frombuffer(data, np.uint8)).tolist()
-        first, last = different[0], different[-1]
-        disk.write(offset + first, data[first : last + 1])
+    different = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)).tolist()
+    first, last = different[0], different[-1]
+    disk.write(first, after[first : last + 1])
 
 
-class _Detour(Record):
-    """The way from one header to another whose difference is not within one sector.
+def _detour(header: Header, old: bytes, new: bytes) -> list[bytes]:
+    """What the header's cluster holds on the way to a header whose difference is not within one sector.
 
     The first sector is changed twice. In between it says what the old header says in so few words that nothing behind
     it is needed: the names of features, which are for messages alone, are left out, and the name of the backing file is
-    read from a copy at the end of the cluster. All else can change then.
+    read from a copy at the end of the cluster. All else can change then; what the copy leaves does no harm.
 
-    :ivar between: the first sector meanwhile.
-    :ivar spare: where the copy of the backing file's name stands, the end of the cluster without one.
-    :ivar name: that copy.
+    :param header: what the old bytes say.
+    :returns: each to be written over the one before, the new header last; that alone where there is no room.
     """
-
-    new: bytes
-    between: bytes
-    spare: int
-    name: bytes
-
-    @classmethod
-    def plan(cls, header: Header, old: bytes, new: bytes) -> _Detour | None:
-        """The way, or nothing where there is no room for it.
-
-        :param header: what the old bytes say.
-        """
-        name = header.backing_name
-        place = int.from_bytes(old[BACKING_FILE_OFFSET_FIELD : BACKING_FILE_OFFSET_FIELD + 8], "big")
-        spare = len(new) - len(name)
-        used = max(place + len(name) if name and place != spare else 0, len(new.rstrip(b"\0")))
-        head = header.header_length + len(header.build_extensions(feature_names=False))
-        if max(used, SECTOR) > spare or head > SECTOR:
-            return None
-        between = header.build(feature_names=False, name_at=spare)
-        return cls(new, between[:SECTOR], spare, name)
-
-    def take(self, disk: Disk) -> None:
-        """Write all of it, each step durable before the next; what the copy of the name leaves does no harm."""
-        for offset, data in (
-            (self.spare, self.name),
-            (0, self.between),
-            (SECTOR, self.new[SECTOR : self.spare]),
-            (0, self.new[:SECTOR]),
-        ):
-            _write_difference(disk, offset, data)
-            disk.barrier()
-        _write_difference(disk, self.spare, self.new[self.spare :])
+    name = header.backing_name
+    place = int.from_bytes(old[BACKING_FILE_OFFSET_FIELD : BACKING_FILE_OFFSET_FIELD + 8], "big")
+    spare = len(new) - len(name)
+    used = max(place + len(name) if name and place != spare else 0, len(new.rstrip(b"\0")))
+    head = header.header_length + len(header.build_extensions(feature_names=False))
+    if max(used, SECTOR) > spare or head > SECTOR:
+        return [new]
+    between = header.build(feature_names=False, name_at=spare)[:SECTOR]
+    rest = new[SECTOR:spare] + name
+    return [old[:spare] + name, between + old[SECTOR:spare] + name, between + rest, new[:SECTOR] + rest, new]
 
 
 def clear_autoclear(image: Qcow2Image) -> None:
