@@ -13,9 +13,8 @@ import pytest
 import diskwright
 from diskwright.context import default_context
 from diskwright.errors import InvalidOption
-from diskwright.hookspecs import OpenOptions
 from diskwright.node import Node
-from diskwright.testing import MemoryNode, RecordingNode
+from diskwright.testing import MemoryNode, RecordingNode, open_node
 from diskwright.trees import OptionString
 from diskwright_qcow2.backing import set_backing
 from diskwright_qcow2.check import check
@@ -115,12 +114,9 @@ def test_empties_a_layer(tmp_path: Path, qemu_img: Any, qemu_io: Any, kind: str,
     qemu_img("check", "-q", path)
 
 
-def opened(node: Node, *, writable: bool) -> Qcow2Image:
-    def no_child(name: str, role: str) -> Node:
-        raise AssertionError(name)
-
-    image = Qcow2Image(node, OpenOptions("disk", writable, False, {}, no_child))
-    image.bind("qcow2", lambda image, offset, length: image.map_range(offset, length))  # type: ignore[attr-defined]
+def opened(node: Node, *, writable: bool = False) -> Qcow2Image:
+    image = open_node(node, "qcow2", writable=writable)
+    assert isinstance(image, Qcow2Image)
     return image
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import diskwright
 from diskwright.errors import ImageError
-from diskwright.hookspecs import Bitmap, OpenOptions
+from diskwright.facts import Bitmap
 from diskwright.node import SECTOR, Bytes, Node
-from diskwright.testing import MemoryNode
+from diskwright.testing import MemoryNode, open_node
 from diskwright_qcow2 import refcount
 from diskwright_qcow2.bitmap_ops import add_bitmap, bitmap_ranges, list_bitmaps
 from diskwright_qcow2.check import check
@@ -55,12 +55,9 @@ class FailingNode(MemoryNode):
         self._call(None)
 
 
-def opened(node: Node, *, writable: bool) -> Qcow2Image:
-    def no_child(name: str, role: str) -> Node:
-        raise AssertionError(name)
-
-    image = Qcow2Image(node, OpenOptions("disk", writable, False, {}, no_child))
-    image.bind("qcow2", lambda image, offset, length: image.map_range(offset, length))  # type: ignore[attr-defined]
+def opened(node: Node, *, writable: bool = False) -> Qcow2Image:
+    image = open_node(node, "qcow2", writable=writable)
+    assert isinstance(image, Qcow2Image)
     return image
 
 

@@ -12,9 +12,8 @@ import pytest
 
 from diskwright.context import default_context
 from diskwright.errors import NodeIOError
-from diskwright.hookspecs import OpenOptions
 from diskwright.node import Bytes, Node
-from diskwright.testing import MemoryNode, RecordingNode
+from diskwright.testing import MemoryNode, RecordingNode, open_node
 from diskwright_qcow2.check import check
 from diskwright_qcow2.image import Qcow2Image
 
@@ -27,12 +26,9 @@ KINDS = [
 ]
 
 
-def opened(node: Node, *, writable: bool) -> Qcow2Image:
-    def no_child(name: str, role: str) -> Node:
-        raise AssertionError(name)
-
-    image = Qcow2Image(node, OpenOptions("disk", writable, False, {}, no_child))
-    image.bind("qcow2", lambda layer, offset, length: layer.map_range(offset, length))  # type: ignore[attr-defined]
+def opened(node: Node, *, writable: bool = False) -> Qcow2Image:
+    image = open_node(node, "qcow2", writable=writable)
+    assert isinstance(image, Qcow2Image)
     return image
 
 

@@ -11,9 +11,9 @@ import pytest
 
 import diskwright
 from diskwright.context import default_context
-from diskwright.hookspecs import Bitmap, OpenOptions
+from diskwright.facts import Bitmap
 from diskwright.node import SECTOR, Node
-from diskwright.testing import RecordingNode
+from diskwright.testing import RecordingNode, open_node
 from diskwright_qcow2.extensions import Extension
 from diskwright_qcow2.image import Qcow2Image
 from diskwright_qcow2.switching import switch_header
@@ -54,10 +54,9 @@ IMAGES: dict[str, dict[str, Any]] = {
 
 
 def opened(node: Node, *, writable: bool = False) -> Qcow2Image:
-    def no_child(name: str, role: str) -> Node:
-        raise AssertionError(name)
-
-    return Qcow2Image(node, OpenOptions("disk", writable, False, {}, no_child))
+    image = open_node(node, "qcow2", writable=writable)
+    assert isinstance(image, Qcow2Image)
+    return image
 
 
 def said(node: Node) -> tuple[Any, ...]:

@@ -9,8 +9,9 @@ pytest.register_assert_rewrite(
     *(f"{__name__}.{part}" for part in ("changing", "contract", "reading", "robustness", "writing"))
 )
 
+from .base import open_node
 from .conformance import DriverConformance
 from .nodes import MemoryNode, RecordingNode
 from .oracle import find_qemu_img, qemu_img
 
-__all__ = ["DriverConformance", "MemoryNode", "RecordingNode", "find_qemu_img", "qemu_img"]
+__all__ = ["DriverConformance", "MemoryNode", "RecordingNode", "find_qemu_img", "open_node", "qemu_img"]

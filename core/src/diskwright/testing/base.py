@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from ..context import Context
+from ..context import Context, default_context
 from ..extent import Extent, ExtentTable
 from ..graph import OpenRequest, open_format
 from ..hookspecs import CreateOptions
@@ -20,6 +20,12 @@ from .nodes import MemoryNode
 from .oracle import qemu_img
 
 MIB = 1 << 20
+
+
+def open_node(node: Node, format: str, *, writable: bool = False, context: Context | None = None) -> Image:
+    """Open the image in a node as the core does, without its backing layers."""
+    request = OpenRequest(writable=writable, backing=False)
+    return open_format(context or default_context(), node, node.filename, format, request)
 
 
 class DriverTests:
@@ -78,8 +84,7 @@ class DriverTests:
 
     def open_node(self, node: Node, *, writable: bool = False) -> Image:
         """Open the image in a node, as the core does."""
-        request = OpenRequest(writable=writable, backing=False)
-        return open_format(self.context, node, node.filename, self.name, request)
+        return open_node(node, self.name, writable=writable, context=self.context)
 
     def create_in(self, node: Node, size: int, values: Mapping[str, Any]) -> None:
         """Create an image in a node.

@@ -101,9 +101,9 @@ class VdiImage(WritableImage):
     def link(self, placements: Sequence[Placement]) -> None:
         """Enter new places into the map in memory."""
         for placement in placements:
-            place = (placement.node_offset - self.header.offset_data) // BLOCK_SIZE
-            self.block_map.change(placement.offset // BLOCK_SIZE, place)
-            self._unlinked.pop(placement.offset // BLOCK_SIZE, None)
+            number = placement.offset // BLOCK_SIZE
+            self.block_map.change(number, (placement.node_offset - self.header.offset_data) // BLOCK_SIZE)
+            self._unlinked.pop(number, None)
         if self.block_map.changed >= MAX_CHANGED:
             self.flush()
 
